@@ -1,0 +1,36 @@
+"""Engines run one graph each: the contract, bundles of graphs, and the backends that run them.
+
+Nothing here knows what a codec is. Importing this package imports no library that runs graphs.
+"""
+
+from __future__ import annotations
+
+from percoedge.engines.backends import BACKENDS, BackendStatus, available, select
+from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
+from percoedge.engines.contract import (
+    Backend,
+    Buffer,
+    DeviceBuffer,
+    Engine,
+    GraphSource,
+    TensorSpec,
+)
+from percoedge.engines.manifest import CodecConstants, Manifest
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendStatus",
+    "Buffer",
+    "Bundle",
+    "CodecConstants",
+    "DeviceBuffer",
+    "Engine",
+    "GraphFiles",
+    "GraphSource",
+    "Manifest",
+    "TensorSpec",
+    "available",
+    "select",
+    "write_manifest",
+]

@@ -1,0 +1,213 @@
+"""What every backend promises: typed tensors in, typed tensors out.
+
+This module knows neither a file format nor a library that runs graphs. It holds the records and
+protocols that cross the border between the loops of the codec and whatever runs a graph, and the
+one check of tensors that all backends share.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from percoedge.errors import BackendError
+
+__all__ = [
+    "Backend",
+    "Buffer",
+    "DeviceBuffer",
+    "Engine",
+    "GraphSource",
+    "TensorSpec",
+    "check_tensors",
+    "split_axis",
+]
+
+_AXIS = re.compile(r"(?:([1-9][0-9]{0,5})\*)?([A-Za-z_][A-Za-z0-9_]*)")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of one input or output of a graph.
+
+    An axis is a fixed size (int), a symbol (``"h"``: the same size wherever it occurs in the
+    inputs and outputs of the graph), or a multiple of one (``"2*h"``).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {_shape_text(self.shape)}"
+
+
+class DeviceBuffer(Protocol):
+    """A tensor that stays where its backend put it; ``np.asarray`` brings it to the host."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __array__(
+        self, dtype: DTypeLike | None = None, copy: bool | None = None
+    ) -> NDArray[Any]: ...
+
+
+Buffer: TypeAlias = NDArray[Any] | DeviceBuffer
+
+
+class Engine(Protocol):
+    """Runs one graph; a context manager that frees the graph at its end."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
+        """Run the graph once: one buffer for every input, by name; returns every output.
+
+        ``on_device=False`` returns numpy arrays. ``on_device=True`` leaves the outputs where they
+        are: they may be fed to any engine of the same backend, or fetched with ``np.asarray``.
+        Feeds must not change while the call runs; outputs never share memory with them.
+        Raises BackendError when a feed breaks the specs or the graph fails.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the graph; running it later raises BackendError. Closing twice is harmless."""
+        ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class GraphSource:
+    """One graph, read from a bundle and proved unaltered: everything needed to build an engine.
+
+    ``model`` is a serialised ONNX ModelProto; ``data`` maps each external-data location that the
+    model names to the bytes of that file. Engines keep no reference to a source: drop it after
+    ``load`` and its memory is free.
+    """
+
+    kind: str
+    variant: str
+    model: bytes
+    data: Mapping[str, bytes]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the model and its data together."""
+        return len(self.model) + sum(len(data) for data in self.data.values())
+
+
+class Backend(Protocol):
+    """A way to run graphs on this machine."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def variant(self) -> str:
+        """Which variant of a graph to read from a bundle for this backend: "fp32" or "fp16"."""
+        ...
+
+    def load(self, source: GraphSource) -> Engine:
+        """Build an engine; raises BackendError when the graph cannot run here."""
+        ...
+
+
+def split_axis(axis: str) -> tuple[int, str]:
+    """Split a symbolic axis into factor and symbol: ``"h"`` is (1, "h"), ``"2*h"`` is (2, "h").
+
+    Raises ValueError for any other form.
+    """
+    match = _AXIS.fullmatch(axis)
+    if match is None:
+        raise ValueError(
+            f"expected a symbolic axis like 'h' or '2*h', got {axis!r}; "
+            "write a factor first, then '*', then a name"
+        )
+    return int(match[1] or 1), match[2]
+
+
+def check_tensors(
+    where: str,
+    specs: Sequence[TensorSpec],
+    tensors: Mapping[str, Buffer],
+    bound: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Check that ``tensors`` are exactly those in ``specs``; return the size of every symbol.
+
+    ``where`` starts the message ("entropy: input"). ``bound`` holds sizes of symbols that are
+    known already; a symbol must have one size throughout. Raises BackendError for a missing or
+    unknown name, a wrong dtype, rank or fixed size, or a symbol with two sizes.
+    """
+    if tensors.keys() != {spec.name for spec in specs}:
+        expected = ", ".join(repr(spec.name) for spec in specs)
+        got = ", ".join(repr(name) for name in tensors) or "none"
+        raise BackendError(f"{where}: expected {expected}; got {got}; pass exactly these names")
+    sizes = dict(bound or {})
+    for spec in specs:
+        tensor: object = tensors[spec.name]
+        shape, dtype = getattr(tensor, "shape", None), getattr(tensor, "dtype", None)
+        if not isinstance(shape, tuple) or not isinstance(dtype, np.dtype):
+            raise BackendError(
+                f"{where} {spec.name!r}: expected {spec}, got {type(tensor).__name__}; "
+                "pass a numpy array or a buffer of the same backend"
+            )
+        if dtype != np.dtype(spec.dtype):
+            raise BackendError(
+                f"{where} {spec.name!r}: expected {spec}, got {dtype.str} {_shape_text(shape)}; "
+                f"convert it with astype({spec.dtype!r})"
+            )
+        if len(shape) != len(spec.shape):
+            raise BackendError(
+                f"{where} {spec.name!r}: expected {spec}, got {_shape_text(shape)}; "
+                f"reshape it to {len(spec.shape)} axes"
+            )
+        for number, (size, axis) in enumerate(zip(shape, spec.shape, strict=True)):
+            _bind_axis(f"{where} {spec.name!r}: axis {number} of {spec}", axis, size, sizes)
+    return sizes
+
+
+def _bind_axis(where: str, axis: int | str, size: int, sizes: dict[str, int]) -> None:
+    """Check one axis against its spec, and note the size of its symbol in ``sizes``."""
+    if isinstance(axis, int):
+        if size != axis:
+            raise BackendError(f"{where}: expected {axis}, got {size}; pass that size")
+        return
+    factor, symbol = split_axis(axis)
+    if size % factor:
+        raise BackendError(
+            f"{where}: expected a multiple of {factor}, got {size}; pad it to such a size"
+        )
+    known = sizes.setdefault(symbol, size // factor)
+    if known * factor != size:
+        raise BackendError(
+            f"{where}: expected {known * factor} because {symbol} = {known} elsewhere in this "
+            f"call, got {size}; make the tensors of one call agree"
+        )
+
+
+def _shape_text(shape: Sequence[int | str]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")"

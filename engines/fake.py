@@ -1,0 +1,125 @@
+"""Engines without models, for tests of the loops that drive engines.
+
+A fake checks its feeds and outputs like a real backend, records every call, and hands out device
+buffers that count how often they were brought to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from percoedge.engines.contract import Buffer, GraphSource, TensorSpec, check_tensors
+from percoedge.errors import BackendError
+
+__all__ = ["FakeBackend", "FakeBuffer", "FakeCall", "FakeEngine", "GraphFunction"]
+
+GraphFunction: TypeAlias = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+"""Stands in for a graph: arrays by input name -> arrays by output name."""
+
+
+class FakeBuffer:
+    """A buffer on a device that does not exist; ``fetches`` counts conversions to numpy."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array = array
+        self.fetches = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._array.dtype
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        self.fetches += 1
+        return self._array.astype(dtype or self._array.dtype, copy=bool(copy))
+
+
+@dataclass(frozen=True)
+class FakeCall:
+    """One run: copies of the feeds, which of them came from the device, and where results went."""
+
+    feeds: dict[str, NDArray[Any]]
+    from_device: frozenset[str]
+    on_device: bool
+
+
+class FakeEngine:
+    """Runs a function in place of a graph; ``calls`` and ``buffers`` record what went on."""
+
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        function: GraphFunction,
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self.calls: list[FakeCall] = []
+        self.buffers: list[FakeBuffer] = []
+        self.closed = False
+        self._function = function
+
+    def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
+        if self.closed:
+            raise BackendError("fake engine is closed; load it again")
+        sizes = check_tensors("fake engine: input", self.inputs, feeds)
+        arrays = {name: _contents(feed).copy() for name, feed in feeds.items()}
+        from_device = frozenset(n for n, feed in feeds.items() if not isinstance(feed, np.ndarray))
+        self.calls.append(FakeCall(arrays, from_device, on_device))
+        results = dict(self._function({name: array.copy() for name, array in arrays.items()}))
+        check_tensors("fake engine: output", self.outputs, results, sizes)
+        if not on_device:
+            return dict(results)
+        buffers = {name: FakeBuffer(array) for name, array in results.items()}
+        self.buffers += buffers.values()
+        return dict(buffers)
+
+    @property
+    def fetches(self) -> int:
+        """How often outputs left on the device were brought to the host."""
+        return sum(buffer.fetches for buffer in self.buffers)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass
+class FakeBackend:
+    """A backend whose engines run ``functions[kind]``; ``engines`` lists those loaded, in order."""
+
+    functions: Mapping[str, GraphFunction]
+    name: str = "fake"
+    variant: str = "fp32"
+    engines: list[tuple[str, FakeEngine]] = field(default_factory=list)
+
+    def load(self, source: GraphSource) -> FakeEngine:
+        if source.kind not in self.functions:
+            raise BackendError(f"expected a function for graph {source.kind!r}, got none; add it")
+        engine = FakeEngine(source.inputs, source.outputs, self.functions[source.kind])
+        self.engines.append((source.kind, engine))
+        return engine
+
+
+def _contents(feed: Buffer) -> NDArray[Any]:
+    """The array of a feed; a fake's own buffer is not brought to the host, so it is not counted."""
+    return feed._array if isinstance(feed, FakeBuffer) else np.asarray(feed)

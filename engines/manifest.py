@@ -1,0 +1,250 @@
+"""The manifest of a bundle: its JSON form, its limits, and the fingerprint it must carry.
+
+Everything is checked when the JSON is decoded: unknown fields, types, ranges, file names, and that
+the fingerprint is that of the files listed. Whether the files are what the manifest says is checked
+in percoedge.engines.bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from percoedge.engines.contract import TensorSpec, split_axis
+from percoedge.errors import BundleError
+
+__all__ = [
+    "MANIFEST_NAME",
+    "MAX_MANIFEST_BYTES",
+    "CodecConstants",
+    "FileRecord",
+    "Graph",
+    "Manifest",
+    "Variant",
+    "check_file_name",
+    "decode_manifest",
+    "encode_manifest",
+    "fingerprint_of",
+]
+
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 20
+_MAX_FILE_BYTES = 1 << 36
+
+_Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+_Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]*\Z", max_length=64)]
+_Count = Annotated[int, Meta(ge=1, le=1 << 16)]
+_DType = Literal[
+    "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
+    "float16", "float32", "float64",
+]  # fmt: skip
+_FILE_NAME = re.compile(r"[A-Za-z0-9_.+-]+(?:/[A-Za-z0-9_.+-]+)*")
+
+
+class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of the bundle: its name below the bundle's root, SHA-256 (hex) and size in bytes."""
+
+    file: str
+    sha256: _Digest
+    size: Annotated[int, Meta(ge=0, le=_MAX_FILE_BYTES)]
+
+    def __post_init__(self) -> None:
+        check_file_name(self.file)
+
+
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One form of a graph: the ONNX file, and the external data beside or below it."""
+
+    model: FileRecord
+    data: tuple[FileRecord, ...] = ()
+
+    def __post_init__(self) -> None:
+        for record in self.data:
+            self.location(record)
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """The model first, then its data."""
+        return (self.model, *self.data)
+
+    def location(self, record: FileRecord) -> str:
+        """The name by which the model refers to a data file: relative to the model's folder."""
+        folder = self.model.file.rpartition("/")[0]
+        prefix = f"{folder}/" if folder else ""
+        if not record.file.startswith(prefix):
+            raise ValueError(
+                f"expected data of {self.model.file!r} in its folder or below, "
+                f"got {record.file!r}; ONNX cannot refer to it elsewhere"
+            )
+        return record.file[len(prefix) :]
+
+
+class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A TensorSpec as JSON; a Struct of its own because unknown fields must be refused."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    dtype: _DType
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1)] | str, ...], Meta(max_length=8)]
+
+    def __post_init__(self) -> None:
+        for axis in self.shape:
+            if isinstance(axis, str):
+                split_axis(axis)
+
+
+class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One graph of the bundle: what crosses its border, and its variants ("fp32", "fp16")."""
+
+    inputs: tuple[_Tensor, ...]
+    outputs: Annotated[tuple[_Tensor, ...], Meta(min_length=1)]
+    variants: Annotated[dict[_Name, Variant], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"expected each tensor name once, got {names}; rename one")
+
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(t.name, t.dtype, t.shape) for t in self.inputs)
+
+    @property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(t.name, t.dtype, t.shape) for t in self.outputs)
+
+    @classmethod
+    def build(
+        cls,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        variants: dict[str, Variant],
+    ) -> Graph:
+        """Make a graph from specs; the ranges are checked when the manifest is decoded again."""
+        tensors = [
+            tuple(_Tensor(t.name, t.dtype, t.shape) for t in specs)  # type: ignore[arg-type]
+            for specs in (inputs, outputs)
+        ]
+        return cls(tensors[0], tensors[1], variants)
+
+
+class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the codec must know of the models; grids, tiles and overlaps are in tokens.
+
+    ``stride``: pixels a token covers, per side. ``latent_stride``: pixels a latent cell covers.
+    ``schedule``, ``steps``, ``guidance``: defaults where a stream or a caller gives none.
+    ``encoder_margin``, ``decoder_margin``: how far around a token that graph looks, so that a tile
+    with this much context gives what the whole picture would.
+    """
+
+    stride: Annotated[int, Meta(ge=1, le=256)]
+    codebook_size: Annotated[int, Meta(ge=2, le=1 << 16)]
+    latent_channels: _Count
+    latent_stride: Annotated[int, Meta(ge=1, le=256)]
+    schedule: _Name
+    steps: Annotated[int, Meta(ge=1, le=255)]
+    guidance: Annotated[float, Meta(ge=0.0, le=16.0)]
+    entropy_tile: _Count
+    flow_tile: _Count
+    flow_overlap: Annotated[int, Meta(ge=0, le=1 << 16)]
+    encoder_margin: Annotated[int, Meta(ge=0, le=1 << 16)]
+    decoder_margin: Annotated[int, Meta(ge=0, le=1 << 16)]
+    captions_condition: bool
+
+    def __post_init__(self) -> None:
+        if self.stride % self.latent_stride:
+            raise ValueError(
+                f"expected stride to be a multiple of latent_stride, got {self.stride} and "
+                f"{self.latent_stride}; a token must cover whole latent cells"
+            )
+        if 2 * self.flow_overlap > self.flow_tile:
+            raise ValueError(
+                f"expected flow_overlap of at most half of flow_tile, got {self.flow_overlap} "
+                f"and {self.flow_tile}; make the overlap smaller"
+            )
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of ``manifest.json``; ``provenance`` is free-form and never interpreted."""
+
+    format: Literal[1]
+    name: _Name
+    family: Literal["tiny", "sd3-medium"]
+    fingerprint: _Digest
+    codec: CodecConstants
+    graphs: Annotated[dict[_Name, Graph], Meta(min_length=1)]
+    licence: Annotated[str, Meta(min_length=1)]
+    provenance: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        seen: dict[str, FileRecord] = {}
+        for record in self.files:
+            if seen.setdefault(record.file, record) != record:
+                raise ValueError(
+                    f"expected one hash and size for {record.file!r}, got two; "
+                    "write the manifest again"
+                )
+        expected = fingerprint_of(self.graphs, self.codec)
+        if self.fingerprint != expected:
+            raise ValueError(
+                f"expected fingerprint {expected} for the files listed, got {self.fingerprint}; "
+                "the manifest was edited: fetch or export the bundle again"
+            )
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """Every file reference, in the order of the manifest; shared files occur repeatedly."""
+        return tuple(
+            record
+            for graph in self.graphs.values()
+            for variant in graph.variants.values()
+            for record in variant.files
+        )
+
+
+def check_file_name(name: str) -> None:
+    """Raise ValueError unless ``name`` is safe below a directory on every system.
+
+    Allowed: parts of ASCII letters, digits, ``_ . + -`` joined by ``/``. So no absolute paths, no
+    drive letters, no backslashes, no empty parts; "." and ".." are refused as parts.
+    """
+    parts = name.split("/")
+    if len(name) > 255 or not _FILE_NAME.fullmatch(name) or {".", ".."} & set(parts):
+        raise ValueError(
+            f"expected a relative path of letters, digits, '_', '.', '+', '-' and '/' without "
+            f"'..', got {name[:255]!r}; rename the file"
+        )
+
+
+def fingerprint_of(graphs: dict[str, Graph], codec: CodecConstants) -> str:
+    """SHA-256 (hex) over everything that decides how a stream of tokens is read.
+
+    A line ``codec <stride> <codebook_size> <schedule> <entropy_tile>``, then the sorted lines
+    ``<graph> <variant> <sha256 of model> <of data...>``.
+    """
+    reading = (codec.stride, codec.codebook_size, codec.schedule, codec.entropy_tile)
+    head = " ".join(["codec", *map(str, reading)]) + "\n"
+    lines = sorted(
+        " ".join([kind, name, *(record.sha256 for record in variant.files)]) + "\n"
+        for kind, graph in graphs.items()
+        for name, variant in graph.variants.items()
+    )
+    return hashlib.sha256("".join([head, *lines]).encode("ascii")).hexdigest()
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    """Decode and check ``manifest.json``; ``where`` names it in a BundleError."""
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(
+            f"{where}: expected a manifest of format 1; {error}; fetch or export the bundle again"
+        ) from error
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Encode as indented JSON with a final newline, fields in declared order."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
