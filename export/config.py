@@ -1,0 +1,132 @@
+"""One TOML file per model family: sizes of the parts and the training recipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class VaeConfig(_Strict, frozen=True):
+    """Widths and residual blocks per level; ``kind`` picks AutoencoderKL at full size."""
+
+    kind: str = "tiny"
+    encoder_widths: list[int] = []
+    encoder_blocks: list[int] = []
+    decoder_widths: list[int] = []
+    decoder_blocks: list[int] = []
+    block_out_channels: list[int] = []
+    layers_per_block: int = 2
+    scaling_factor: float = 1.5305
+    shift_factor: float = 0.0609
+
+
+class HyperConfig(_Strict, frozen=True):
+    """ELIC-style hyper-encoder: N, M, dimension of the cosine codes, number of stride-2 stages."""
+
+    width: int
+    features: int
+    code_dim: int
+    downsamplings: int
+
+
+class FlowConfig(_Strict, frozen=True):
+    """``SD3Transformer2DModel`` with extra input channels for z_l."""
+
+    condition_channels: int
+    layers: int
+    heads: int
+    head_dim: int
+    pos_embed_max_size: int
+    text: bool
+    condition_dropout: float = 0.1
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 2048
+    text_tokens: int = 154
+
+
+class MimConfig(_Strict, frozen=True):
+    """Mixer of the exact entropy model: ``layers`` blocks of a depthwise convolution and an MLP."""
+
+    width: int
+    hidden: int
+    layers: int
+    kernel: int = 7
+
+
+class StageConfig(_Strict, frozen=True):
+    """Hyper-parameters of one training stage; fields that a stage does not use stay at None."""
+
+    steps: int
+    batch: int
+    crop: int
+    lr: float
+    warmup: int
+    weight_decay: float = 0.01
+    latent_noise: float = 0.1
+    kl_weight: float = 1e-4
+    ssim_weight: float = 0.1
+    one_step_share: float = 0.5
+    pixel_weight: float = 1.0
+    pixel_batch: int = 8
+    codebook_decay: float = 0.99
+    ema: float = 0.999
+
+
+class CodecConfig(_Strict, frozen=True):
+    """Constants that the runtime needs; they are written to the manifest as they are."""
+
+    stride: int
+    codebook_size: int
+    latent_channels: int
+    latent_stride: int
+    schedule: str
+    steps: int
+    guidance: float
+    entropy_tile: int
+    flow_tile: int
+    flow_overlap: int
+    encoder_margin: int
+    decoder_margin: int
+    captions_condition: bool = False
+
+
+class Config(_Strict, frozen=True):
+    """A whole model family with its recipe."""
+
+    family: str
+    seed: int
+    codec: CodecConfig
+    vae: VaeConfig
+    hyper: HyperConfig
+    flow: FlowConfig
+    mim: MimConfig
+    train: dict[str, StageConfig] = {}
+
+
+def load_config(name_or_path: str | Path, **overrides: Any) -> Config:
+    """Read a family's TOML file, by shipped name (``tiny``, ``sd3-medium``) or path.
+
+    ``overrides`` replace fields of one level down, as in ``flow={"layers": 2}``.
+    Raises FileNotFoundError, or msgspec.ValidationError naming the field that is wrong.
+    """
+    path = Path(name_or_path)
+    if not path.suffix:
+        path = CONFIG_DIR / f"{name_or_path}.toml"
+    table = tomllib.loads(path.read_text())
+    for section, fields in overrides.items():
+        table[section].update(fields)
+    return msgspec.convert(table, Config)

@@ -1,0 +1,60 @@
+"""Training photographs: decoded once, then random crops and flips."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+# Narrow sources are drawn less often than the rest.
+SOURCE_WEIGHTS = {"tf_flowers": 0.5, "grocery": 0.5}
+
+
+def _source_of(photo_dir: Path) -> dict[str, str]:
+    manifest = photo_dir.parent / "MANIFEST.csv"
+    if not manifest.exists():
+        return {}
+    with manifest.open(newline="") as handle:
+        return {row["file"]: row["source"] for row in csv.DictReader(handle)}
+
+
+class Photos:
+    """All photos of a folder in memory as uint8 (H,W,3), with a weight for drawing each.
+
+    ``limit`` keeps the first so many (for dry runs). Raises ValueError when there is none.
+    """
+
+    def __init__(self, photo_dir: Path, limit: int | None = None) -> None:
+        files = sorted(p for p in photo_dir.iterdir() if p.suffix in {".jpg", ".png", ".webp"})
+        if limit is not None:
+            files = files[:: max(1, len(files) // limit)][:limit]
+        if not files:
+            raise ValueError(
+                f"expected photos in {photo_dir}, found none; give --photos a folder of them"
+            )
+        source_of = _source_of(photo_dir)
+        self.names = [path.name for path in files]
+        self.images = [np.asarray(Image.open(path).convert("RGB")) for path in files]
+        weights = [SOURCE_WEIGHTS.get(source_of.get(name, ""), 1.0) for name in self.names]
+        self.weights = np.asarray(weights) / sum(weights)
+
+    def crops(self, rng: np.random.Generator, batch: int, size: int) -> Tensor:
+        """Random flipped crops: float32 (batch,3,size,size) in [-1,1]."""
+        out = np.empty((batch, size, size, 3), np.uint8)
+        for slot, index in enumerate(rng.choice(len(self.images), batch, p=self.weights)):
+            image = self.images[index]
+            top = rng.integers(image.shape[0] - size + 1)
+            left = rng.integers(image.shape[1] - size + 1)
+            crop = image[top : top + size, left : left + size]
+            out[slot] = crop[:, ::-1] if rng.random() < 0.5 else crop
+        return image_tensor(out)
+
+
+def image_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 (B,H,W,3) -> float32 (B,3,H,W) in [-1,1]."""
+    tensor = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)
+    return (tensor.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,211 @@
+"""Masked image model over token grids, trained so that its forward pass can be exact integers.
+
+A mixer: blocks of a depthwise convolution and an MLP on a residual stream, fully convolutional, so
+any grid size works and no bound depends on the number of tokens. In ``exact`` mode the forward pass
+*is* the integer network that ``exact.py`` exports (integers carried in float32, every partial sum
+below 2^24), with straight-through gradients; otherwise the same operators run in float.
+
+Scales are powers of two: a value v is carried as the integer v * 2^exponent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from percoedge.export.config import MimConfig
+
+ACTIVATION_MAX = 127  # of whatever enters a convolution or a matrix product
+STREAM_MAX = 2047  # of the residual stream and of the logits
+STREAM_EXPONENT = 6
+NORM_EXPONENT = 5  # a normalised value of 1.0 is 32
+LOGIT_EXPONENT = 4  # logits count sixteenths of an octave
+SQUARE_SHIFT = 3  # the stream is shifted down by this before it is squared
+
+# Piecewise linear index of the norm's table: (sums below, shift, first entry).
+NORM_PIECES = ((1 << 13, 1, 0), (1 << 18, 6, 4096), (1 << 24, 11, 8192))
+NORM_ENTRIES = NORM_PIECES[-1][2] + (NORM_PIECES[-1][0] >> NORM_PIECES[-1][1])
+
+
+class Integers(NamedTuple):
+    """A layer in integers: y = floor((x * weight + bias + 2^(shift-1)) / 2^shift)."""
+
+    weight: Tensor  # within +-127
+    bias: Tensor
+    shift: Tensor  # 1..24, per output channel
+
+
+class _Floor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return torch.floor(x)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return grad
+
+
+def floor(x: Tensor) -> Tensor:
+    """Floor with the gradient of the identity."""
+    result: Tensor = _Floor.apply(x)
+    return result
+
+
+def norm_table(width: int) -> Tensor:
+    """Reciprocal RMS by index of the sum of squares, float32 (NORM_ENTRIES,), 12-bit significands.
+
+    The product with a stream value of 11 bits is exact in float32.
+    """
+    table = torch.empty(NORM_ENTRIES, dtype=torch.float64)
+    for _, shift, first in NORM_PIECES:
+        squares = (torch.arange(NORM_ENTRIES - first, dtype=torch.float64) + 0.5) * 2.0**shift
+        rms = (squares / width).sqrt() * 2.0**SQUARE_SHIFT
+        table[first:] = 2.0**NORM_EXPONENT / rms
+    mantissa, exponent = torch.frexp(table.clamp(max=2.0**NORM_EXPONENT))
+    return torch.ldexp(torch.round(mantissa * 4096) / 4096, exponent).float()
+
+
+def norm_index(squares: Tensor) -> Tensor:
+    """Table index (int64) of a sum of squares."""
+    index = torch.zeros_like(squares)
+    for below, shift, first in reversed(NORM_PIECES):
+        index = torch.where(squares < below, first + torch.floor(squares * 2.0**-shift), index)
+    return index.long()
+
+
+class QuantLayer(nn.Module):
+    """Weights of a linear (out,in) or depthwise (C,1,k,k) layer, in float and as integers."""
+
+    def __init__(self, *shape: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape) * std)
+        self.bias = nn.Parameter(torch.zeros(shape[0]))
+
+    def integers(self, e_in: int, e_out: int) -> Integers:
+        """Per-channel power-of-two scales: the largest with |weight| <= 127 and a shift >= 1."""
+        largest = self.weight.detach().abs().flatten(1).amax(1).clamp_min(2.0**-12)
+        exponent = torch.floor(torch.log2((ACTIVATION_MAX + 0.49) / largest))
+        exponent = exponent.clamp(max(0, e_out - e_in + 1), 14)
+        scale = (2.0**exponent).reshape(-1, *[1] * (self.weight.ndim - 1))
+        weight = floor(self.weight * scale + 0.5).clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
+        bias = floor(self.bias * 2.0 ** (exponent + e_in) + 0.5)
+        return Integers(weight, bias, exponent + e_in - e_out)
+
+    def apply_to(self, x: Tensor, layer: Integers | None) -> Tensor:
+        """(B,h,w,in) -> (B,h,w,out); ``layer`` None is the float layer."""
+        if layer is None:
+            weight, bias = self.weight, self.bias
+        else:
+            weight, bias = layer.weight, layer.bias + 2.0 ** (layer.shift - 1)
+        if weight.ndim == 2:
+            y = F.linear(x, weight, bias)
+        else:
+            pad = weight.shape[-1] // 2
+            channels = x.permute(0, 3, 1, 2)
+            y = F.conv2d(channels, weight, bias, padding=pad, groups=len(weight))
+            y = y.permute(0, 2, 3, 1)
+        return y if layer is None else floor(y * 2.0**-layer.shift)
+
+
+class MimBlock(nn.Module):
+    """norm -> depthwise k x k -> linear -> ReLU -> linear, added to the stream."""
+
+    def __init__(self, config: MimConfig, classic: bool) -> None:
+        super().__init__()
+        width, hidden, kernel = config.width, config.hidden, config.kernel
+        self.mix = QuantLayer(width, 1, kernel, kernel, std=0.7 / kernel)
+        self.up = QuantLayer(hidden, width, std=width**-0.5)
+        self.down = QuantLayer(width, hidden, std=(2 * config.layers * hidden) ** -0.5)
+        self.norm = nn.LayerNorm(width) if classic else None
+        # exponents of the mixed and of the hidden activations; calibrated once, then kept
+        self.register_buffer("exponents", torch.tensor([5, 5]))
+        self.register_buffer("seen", torch.zeros(2), persistent=False)
+
+
+class Mim(nn.Module):
+    """tokens int (B,h,w), K = masked -> logits (B,h,w,K), natural units.
+
+    ``exact`` switches to the integer forward pass. ``classic`` builds the float baseline that the
+    exact model is compared with: LayerNorm and GELU in place of RMS norm and ReLU.
+    """
+
+    def __init__(self, config: MimConfig, codebook_size: int, classic: bool = False) -> None:
+        super().__init__()
+        self.config, self.mask_id, self.classic, self.exact = config, codebook_size, classic, False
+        self.embedding = nn.Parameter(torch.randn(codebook_size + 1, config.width) * 0.7)
+        self.blocks = nn.ModuleList(MimBlock(config, classic) for _ in range(config.layers))
+        self.head = QuantLayer(codebook_size, config.width, std=0.5 * config.width**-0.5)
+        self.head_norm = nn.LayerNorm(config.width) if classic else None
+        self.register_buffer("table", norm_table(config.width), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.exact:
+            return self.integer_logits(tokens) * (math.log(2) / 2**LOGIT_EXPONENT)
+        x = self.embedding[tokens]
+        for block in self.blocks:
+            mixed = block.mix.apply_to(self._norm(x, block.norm), None)
+            hidden = block.up.apply_to(mixed, None)
+            hidden = F.gelu(hidden) if self.classic else torch.relu(hidden)
+            if not self.training:
+                self._observe(block, mixed, hidden)
+            x = x + block.down.apply_to(hidden, None)
+        return self.head.apply_to(self._norm(x, self.head_norm), None) * math.log(2)
+
+    def integer_logits(self, tokens: Tensor) -> Tensor:
+        """The exact network: integers within +-2047, in sixteenths of an octave."""
+        top, stream = ACTIVATION_MAX, STREAM_MAX
+        x = floor(self.embedding * 2.0**STREAM_EXPONENT + 0.5).clamp(-stream, stream)[tokens]
+        for block in self.blocks:
+            mix, up, down = self.block_integers(block)
+            mixed = block.mix.apply_to(self._integer_norm(x), mix).clamp(-top, top)
+            hidden = block.up.apply_to(mixed, up).clamp(0, top)
+            x = (x + block.down.apply_to(hidden, down)).clamp(-stream, stream)
+        head = self.head.integers(NORM_EXPONENT, LOGIT_EXPONENT)
+        return self.head.apply_to(self._integer_norm(x), head).clamp(-stream, stream)
+
+    def block_integers(self, block: nn.Module) -> tuple[Integers, Integers, Integers]:
+        """The three layers of a block at its calibrated exponents."""
+        mixed, hidden = (int(e) for e in block.exponents)
+        return (
+            block.mix.integers(NORM_EXPONENT, mixed),
+            block.up.integers(mixed, hidden),
+            block.down.integers(hidden, STREAM_EXPONENT),
+        )
+
+    def _norm(self, x: Tensor, layer: nn.Module | None) -> Tensor:
+        if layer is not None:
+            normalised: Tensor = layer(x)
+            return normalised
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-4)
+
+    def _integer_norm(self, x: Tensor) -> Tensor:
+        shifted = floor(x * 2.0**-SQUARE_SHIFT)
+        squares = shifted.square().sum(-1, keepdim=True)
+        looked_up = self.table[norm_index(squares.detach())]
+        # the gradient is that of the true reciprocal root
+        smooth = 2.0 ** (NORM_EXPONENT - SQUARE_SHIFT) * torch.rsqrt(
+            squares / self.config.width + 2.0**-SQUARE_SHIFT
+        )
+        scale = smooth + (looked_up - smooth).detach()
+        return floor(x * scale + 0.5).clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
+
+    @torch.no_grad()
+    def _observe(self, block: nn.Module, *activations: Tensor) -> None:
+        for slot, activation in enumerate(activations):
+            sample = activation.detach().abs().flatten()[::7][:4_000_000].float()
+            block.seen[slot] = torch.maximum(block.seen[slot], torch.quantile(sample, 0.9995))
+
+    @torch.no_grad()
+    def calibrate(self, tokens: Tensor) -> None:
+        """Choose the exponents of the activations from a batch (B,h,w) of masked tokens."""
+        self.eval()
+        self.exact = False
+        for part in tokens.split(16):
+            self(part)
+        for block in self.blocks:
+            exponents = torch.floor(torch.log2(ACTIVATION_MAX / block.seen.clamp_min(1e-3)))
+            block.exponents.copy_(exponents.clamp(2, 7).long())

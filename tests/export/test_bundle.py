@@ -1,0 +1,137 @@
+"""A whole bundle exported from a micro family, run by the runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+
+from percoedge import Codec
+from percoedge.engines.backends import select
+from percoedge.engines.bundle import Bundle
+from percoedge.export.bundle import export_bundle, rounded_family
+from percoedge.export.config import Config, load_config
+from percoedge.export.family import Family
+from percoedge.export.graphs import graph_plans
+from percoedge.export.onnx_files import example_feeds
+from percoedge.export.parity import check_parity
+
+
+@pytest.fixture(scope="module")
+def bundle(family: Family, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("bundle")
+    return export_bundle(family, config, out, name="micro", licence="Apache-2.0")
+
+
+def test_every_graph_agrees_with_pytorch(family: Family, config: Config, bundle: Bundle) -> None:
+    rows = check_parity(rounded_family(family), config, bundle)
+    assert {(row.kind, row.variant) for row in rows} == {
+        (kind, variant)
+        for kind in ("encoder", "entropy", "flow", "flow_guided", "decoder")
+        for variant in ("fp32", "fp16")
+    }
+    assert [row for row in rows if not row.ok] == []
+
+
+@pytest.mark.parametrize("kind", ["flow", "flow_guided"])
+@pytest.mark.parametrize("grid", [(1, 1), (1, 2), (3, 1), (4, 4), (31, 7), (32, 32)])
+def test_the_flow_runs_on_odd_and_even_grids(
+    family: Family, config: Config, bundle: Bundle, kind: str, grid: tuple[int, int]
+) -> None:
+    """The crop of the position table is where exported integer divisions go wrong."""
+    plan = graph_plans(config)[kind]
+    module = plan.build(rounded_family(family), torch.float32)
+    sizes = {"n": 1, "h": grid[0], "w": grid[1]}
+    feeds = example_feeds(plan.inputs, sizes, {"tokens": config.codec.codebook_size + 1})
+    with torch.no_grad():
+        expected = module(**feeds).numpy()
+    with select("onnxruntime-cpu").load(bundle.read(kind, "fp32")) as engine:
+        (result,) = engine.run({name: feed.numpy() for name, feed in feeds.items()}).values()
+    np.testing.assert_allclose(np.asarray(result), expected, atol=1e-4)
+
+
+def test_guidance_of_one_changes_nothing(config: Config, bundle: Bundle) -> None:
+    backend = select("onnxruntime-cpu")
+    inputs = graph_plans(config)["flow_guided"].inputs
+    tensors = example_feeds(inputs, {"n": 2, "h": 3, "w": 4}, {"tokens": 32})
+    feeds = {name: tensor.numpy() for name, tensor in tensors.items()}
+    feeds["guidance"] = np.ones(1, np.float32)
+    with backend.load(bundle.read("flow_guided", "fp32")) as engine:
+        guided = np.asarray(engine.run(feeds)["x_next"])
+    del feeds["guidance"]
+    with backend.load(bundle.read("flow", "fp32")) as engine:
+        plain = np.asarray(engine.run(feeds)["x_next"])
+    np.testing.assert_allclose(guided, plain, atol=1e-5)
+
+
+def test_variants_share_their_weights_in_half_precision(bundle: Bundle) -> None:
+    graphs = bundle.manifest.graphs
+    for kind in ("encoder", "flow", "decoder"):
+        fp32, fp16 = (graphs[kind].variants[name] for name in ("fp32", "fp16"))
+        assert fp32.data == fp16.data
+    assert graphs["flow"].variants["fp32"].data == graphs["flow_guided"].variants["fp16"].data
+    stored = sum({r.file: r.size for r in bundle.manifest.files if "weights" in r.file}.values())
+    model = onnx.load_from_string(bundle.read("flow", "fp32").model)
+    large = [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    assert large and all(t.data_type != TensorProto.FLOAT for t in large)
+    assert stored < 1 << 20
+
+
+def test_models_carry_no_traces_of_the_machine(bundle: Bundle) -> None:
+    for kind in bundle.kinds:
+        for variant in ("fp32", "fp16"):
+            model = bundle.read(kind, variant).model
+            assert b"site-packages" not in model
+            assert b".py" not in model
+
+
+def test_the_fp16_graph_is_typed_and_keeps_its_islands(bundle: Bundle) -> None:
+    model = onnx.load_from_string(bundle.read("flow", "fp16").model)
+    assert {o.version for o in model.opset_import if not o.domain} == {20}
+    halves = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16}
+    assert len(halves) > 10
+    kinds = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
+    assert kinds == {
+        "x": TensorProto.FLOAT,
+        "tokens": TensorProto.INT32,
+        "t": TensorProto.FLOAT,
+        "dt": TensorProto.FLOAT,
+    }
+
+
+@pytest.mark.parametrize("size", [(16, 16), (50, 33), (200, 90)])
+def test_the_runtime_decodes_the_tokens_it_encoded(bundle: Bundle, size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
+    with Codec.load(bundle.path) as codec:
+        data = codec.encode(photo)
+        np.testing.assert_array_equal(codec.decode_tokens(data), codec.tokens(photo))
+        image = codec.decode(data)
+    assert image.size == size
+
+
+def test_margins_cover_the_reach_of_the_convolutions() -> None:
+    """Pixels beyond the margin must not change a token's features, nor cells a pixel."""
+    config = load_config("tiny")
+    family = Family(config).eval()
+    codec = config.codec
+    with torch.no_grad():
+        image = torch.rand(1, 3, 16, codec.stride * (codec.encoder_margin + 3)) * 2 - 1
+        other = image.clone()
+        other[..., codec.stride * (codec.encoder_margin + 1) :] = 0
+        first = family.hyper(family.vae.encode(image))[..., 0]
+        second = family.hyper(family.vae.encode(other))[..., 0]
+        torch.testing.assert_close(first, second, atol=0, rtol=0)
+        cells = codec.stride // codec.latent_stride
+        latent = torch.randn(1, codec.latent_channels, 2, cells * (codec.decoder_margin + 3))
+        changed = latent.clone()
+        changed[..., cells * (codec.decoder_margin + 1) :] = 0
+        width = codec.stride
+        torch.testing.assert_close(
+            family.vae.decode(latent)[..., :width],
+            family.vae.decode(changed)[..., :width],
+            atol=0,
+            rtol=0,
+        )
