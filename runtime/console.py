@@ -1,0 +1,105 @@
+"""What the command line says: results on stdout, notes and errors on stderr, as text or JSON.
+
+Everything printed is made printable first: names and captions come from strangers, and control
+characters in them could steer a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from percoedge.errors import OutputError
+
+__all__ = ["Console", "discard_stdout", "flush_stdout", "printable", "say_error", "size_text"]
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where a command's words go.
+
+    ``json``: one JSON object in place of text. ``quiet``: no text and no notes, but still the JSON.
+    ``data_on_stdout``: stdout carries a file, so the result's description goes to stderr.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    data_on_stdout: bool = False
+
+    def notes(self, name: str, notes: Iterable[str]) -> None:
+        """Tell on stderr what was changed in a file that was read."""
+        for note in notes:
+            if not self.quiet:
+                _say(sys.stderr, f"percoedge: note: {name}: {note}")
+
+    def report(self, record: Mapping[str, Any], lines: Iterable[str]) -> None:
+        """Print the result: ``record`` as JSON, or ``lines``."""
+        stream = sys.stderr if self.data_on_stdout else sys.stdout
+        if self.json:
+            _say(stream, json.dumps(record))
+        elif not self.quiet:
+            for line in lines:
+                _say(stream, line)
+
+
+def say_error(message: str) -> None:
+    """Print one line on stderr."""
+    _say(sys.stderr, f"percoedge: error: {' '.join(message.split())}")
+
+
+def printable(text: str) -> str:
+    """Escape what cannot be printed or could steer a terminal: control, bidi, lone surrogates."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def size_text(size_bytes: int) -> str:
+    """Write a size for people: "412 bytes", "1.5 KiB", "23.1 MiB"."""
+    if size_bytes < 1024:
+        return f"{size_bytes} byte{'' if size_bytes == 1 else 's'}"
+    size, unit = size_bytes / 1024, "KiB"
+    for larger in ("MiB", "GiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.1f} {unit}"
+
+
+def flush_stdout() -> None:
+    """Write out what stdout still holds; raises OutputError when nobody reads it."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        raise _output_error(error) from error
+
+
+def discard_stdout() -> None:
+    """Lead stdout into nothing if it is broken, or the interpreter complains of it at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(stream: TextIO | None, line: str) -> None:
+    """Print a line; raises OutputError where stdout takes none, and gives up where stderr does."""
+    if stream is None:  # closed before the program began
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        stream.write(printable(line).encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    except (OSError, ValueError) as error:
+        if stream is not sys.stderr:
+            raise _output_error(error) from error
+
+
+def _output_error(error: OSError | ValueError) -> OutputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return OutputError(f"cannot write standard output: {reason}; lead it elsewhere")

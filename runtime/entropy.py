@@ -1,0 +1,186 @@
+"""Tokens <-> range-coded bytes: the passes of the masked image model around one range coder.
+
+The token grid is cut into tiles that are contexts of their own; for every pass, for every tile, the
+entropy graph turns what is known into integer weights of the cells of that pass. All arithmetic
+here and in the graph is in integers, so every machine decodes the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from percoedge.bitstream.rangecoder import CutDecoder, TokenDecoder, TokenEncoder
+from percoedge.bitstream.schedules import pass_count, passes
+from percoedge.engines.contract import Engine
+from percoedge.runtime.tiles import Tile, grid_tiles
+
+__all__ = ["DecodedTokens", "EntropyCodec"]
+
+Tokens = NDArray[np.int32]
+
+# Second half of Philox's 128-bit key: sampled tokens and the noise of the flow share no bits.
+_SAMPLING_STREAM = 1 << 64
+
+
+@dataclass(frozen=True)
+class DecodedTokens:
+    """Tokens (h,w) after a pass; ``known`` of them were read from the stream, others sampled."""
+
+    tokens: Tokens
+    known: int
+
+
+class EntropyCodec:
+    """Codes token grids of one bundle.
+
+    ``engine`` runs the entropy graph (None will do for the schedule "uniform", which uses no
+    model); ``codebook_size`` K, also the id of a masked token; ``tile`` cells a side.
+    """
+
+    def __init__(self, engine: Engine | None, codebook_size: int, tile: int) -> None:
+        self._engine = engine
+        self._size = codebook_size
+        self._tile = tile
+
+    def encode(self, tokens: Tokens, schedule: str, passes_sent: int | None = None) -> bytes:
+        """Code the first ``passes_sent`` passes (None: all) of a grid (h,w)."""
+        coder = TokenEncoder()
+        state = np.full_like(tokens, self._size)
+        for _, tile, cells in self._passes(tokens.shape, schedule, passes_sent):
+            view, target = state[tile.slices], tokens[tile.slices]
+            symbols = target.ravel()[cells]
+            coder.encode(symbols, self._weights(schedule, view[None], cells)[0])
+            view[np.unravel_index(cells, view.shape)] = symbols
+        return coder.finish()
+
+    def decode(
+        self, streams: Sequence[bytes], shape: tuple[int, int], schedule: str
+    ) -> NDArray[np.int32]:
+        """Decode whole streams of one grid shape and schedule together: int32 (n,h,w).
+
+        Raises StreamError for bytes that no encoder makes.
+        """
+        coders = [TokenDecoder(data) for data in streams]
+        state = np.full((len(streams), *shape), self._size, np.int32)
+        for _, tile, cells in self._passes(shape, schedule, None):
+            view = state[:, tile.slices[0], tile.slices[1]]
+            weights = self._weights(schedule, view, cells)
+            rows, columns = np.unravel_index(cells, tile.shape)
+            for slot, coder in enumerate(coders):
+                row = weights[slot]
+                count = len(cells) if row.ndim == 1 else None
+                view[slot, rows, columns] = coder.decode(row, count)
+        return state
+
+    def decode_partial(
+        self,
+        data: bytes,
+        shape: tuple[int, int],
+        schedule: str,
+        *,
+        passes_sent: int | None = None,
+        cut: bool = False,
+        seed: int = 0,
+    ) -> Tokens:
+        """Decode a grid (h,w) of which a part is missing: that part is sampled from the model.
+
+        ``passes_sent``: how many passes the stream holds. ``cut``: the bytes may end early; tokens
+        that they do not settle are sampled. Sampling draws from ``seed`` with integers only, so it
+        too is the same everywhere. Raises StreamError for bytes that no encoder makes.
+        """
+        *_, (state, _) = self._read(data, shape, schedule, passes_sent, cut)
+        return self._completed(state, schedule, seed)
+
+    def decode_progressive(
+        self,
+        data: bytes,
+        shape: tuple[int, int],
+        schedule: str,
+        *,
+        passes_sent: int | None = None,
+        cut: bool = False,
+        seed: int = 0,
+    ) -> Iterator[DecodedTokens]:
+        """Yield the grid after each pass that reads tokens, those not yet read sampled.
+
+        The arguments are those of ``decode_partial``, whose result is the last grid yielded.
+        """
+        for state, known in self._read(data, shape, schedule, passes_sent, cut):
+            yield DecodedTokens(self._completed(state, schedule, seed), known)
+
+    def _read(
+        self, data: bytes, shape: tuple[int, int], schedule: str, passes_sent: int | None, cut: bool
+    ) -> Iterator[tuple[Tokens, int]]:
+        """Yield the grid, MASK where not read, and the count of tokens read, as that count rises.
+
+        It is one array throughout, and yielded once at least.
+        """
+        coder = CutDecoder(data) if cut else TokenDecoder(data)
+        state = np.full(shape, self._size, np.int32)
+        current = known = told = 0
+        for number, tile, cells in self._passes(shape, schedule, passes_sent):
+            if number != current and known > told:
+                yield state, known
+                told = known
+            current = number
+            view = state[tile.slices]
+            weights = self._weights(schedule, view[None], cells)[0]
+            weights = np.broadcast_to(weights, (len(cells), self._size))
+            if isinstance(coder, CutDecoder):
+                symbols, certain = coder.decode(weights)
+            else:
+                symbols, certain = coder.decode(weights), len(cells)
+            view[np.unravel_index(cells, view.shape)] = symbols
+            known += certain
+            if certain < len(cells):
+                break
+        if known > told or not known:
+            yield state, known
+
+    def _completed(self, state: Tokens, schedule: str, seed: int) -> Tokens:
+        """A copy with every masked token sampled, pass by pass."""
+        filled = state.copy()
+        if not (filled == self._size).any():
+            return filled
+        random = np.random.Philox(key=_SAMPLING_STREAM | seed)
+        for _, tile, cells in self._passes(state.shape, schedule, None):
+            view = filled[tile.slices]
+            missing = cells[view.ravel()[cells] == self._size]
+            if not len(missing):
+                continue
+            weights = self._weights(schedule, view[None], missing)[0]
+            table = np.broadcast_to(weights, (len(missing), self._size))
+            sums = np.cumsum(table, axis=1, dtype=np.uint64)
+            # 32 random bits scaled to 0..total-1: sums are at most 2^32, products below 2^64
+            bits = random.random_raw(len(missing)) >> np.uint64(32)
+            drawn = bits * sums[:, -1] >> np.uint64(32)
+            chosen = (sums <= drawn[:, None]).sum(axis=1)
+            view[np.unravel_index(missing, view.shape)] = chosen
+        return filled
+
+    def _passes(
+        self, shape: tuple[int, ...], schedule: str, sent: int | None
+    ) -> Iterator[tuple[int, Tile, NDArray[np.int32]]]:
+        """Number of the pass, tile, and flat cells in the tile, in coding order; none is empty."""
+        tiles = grid_tiles(shape[0], shape[1], self._tile)
+        cells_of = {tile.shape: passes(schedule, *tile.shape) for tile in tiles}
+        for number in range(pass_count(schedule) if sent is None else sent):
+            for tile in tiles:
+                cells = cells_of[tile.shape][number]
+                if len(cells):
+                    yield number, tile, cells
+
+    def _weights(
+        self, schedule: str, tokens: NDArray[np.int32], cells: NDArray[np.int32]
+    ) -> NDArray[np.int32]:
+        """Weights (n,p,K) of the cells of n grids; (n,K) of ones for "uniform"."""
+        if schedule == "uniform":
+            return np.ones((len(tokens), self._size), np.int32)
+        if self._engine is None:
+            raise ValueError("expected the entropy engine for every schedule but 'uniform'")
+        feeds = {"tokens": np.ascontiguousarray(tokens), "positions": cells}
+        return np.asarray(self._engine.run(feeds)["weights"])

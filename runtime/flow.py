@@ -1,0 +1,116 @@
+"""Sampling the flow: seeded noise, a few Euler steps, and the decoder, tile by tile where needed.
+
+What is larger than a tile is sampled on overlapping tiles whose results are blended in latent space
+after every step, so that seams cannot form; the memory needed is that of one tile.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from percoedge.engines.contract import Buffer, Engine
+from percoedge.engines.manifest import CodecConstants
+from percoedge.errors import BackendError
+from percoedge.runtime.tiles import context_tiles, overlapping_starts, ramp
+
+__all__ = ["decode_latent", "noise", "sample"]
+
+FloatArray = NDArray[np.float32]
+
+
+def noise(seed: int, channels: int, height: int, width: int) -> FloatArray:
+    """Standard normal float32 (channels,height,width) from numpy's counter-based Philox."""
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    return generator.standard_normal((channels, height, width), np.float32)
+
+
+def sample(
+    engine: Engine,
+    tokens: NDArray[np.int32],
+    start: FloatArray,
+    steps: int,
+    guidance: float | None,
+    codec: CodecConstants,
+) -> Buffer:
+    """Integrate from t = 1 to 0 in equal Euler steps: latent float32 like ``start`` (n,C,H,W).
+
+    ``tokens`` (n,h,w). ``guidance`` is fed to a guided flow graph; None means that ``engine`` runs
+    the unguided one. The result stays on the device where the grid fits into one tile. Raises
+    BackendError when the result holds NaN or infinity.
+    """
+    x: Buffer = start
+    dt = np.array([1 / steps], np.float32)
+    for index in range(steps):
+        knobs = {"t": np.array([1 - index / steps], np.float32), "dt": dt}
+        if guidance is not None:
+            knobs["guidance"] = np.array([guidance], np.float32)
+        if max(tokens.shape[1:]) <= codec.flow_tile:
+            feeds = {"x": x, "tokens": tokens, **knobs}
+            x = engine.run(feeds, on_device=True)["x_next"]
+        else:
+            x = _tiled_step(engine, tokens, np.asarray(x), knobs, codec)
+    # One look at the end: what is not finite stays so, and a latent is smaller than its image.
+    if not np.isfinite(np.asarray(x)).all():
+        raise BackendError(
+            "expected finite latents from the flow graph, got NaN or infinity: its numbers "
+            "overflow on this backend; decode with the backend 'onnxruntime-cpu', or export the "
+            "bundle with norms and softmax in float32"
+        )
+    return x
+
+
+def _tiled_step(
+    engine: Engine,
+    tokens: NDArray[np.int32],
+    x: FloatArray,
+    knobs: dict[str, FloatArray],
+    codec: CodecConstants,
+) -> FloatArray:
+    """One Euler step on overlapping tiles, blended with weights that fall off towards edges."""
+    cells = codec.stride // codec.latent_stride
+    height, width = tokens.shape[1:]
+    side, overlap = codec.flow_tile, codec.flow_overlap
+    rows, columns = min(side, height), min(side, width)
+    total = np.zeros_like(x)
+    weight = np.zeros(x.shape[2:], np.float32)
+    for top in overlapping_starts(height, side, overlap):
+        vertical = ramp(rows * cells, top * cells, height * cells, overlap * cells)
+        for left in overlapping_starts(width, side, overlap):
+            horizontal = ramp(columns * cells, left * cells, width * cells, overlap * cells)
+            place = (
+                slice(top * cells, (top + rows) * cells),
+                slice(left * cells, (left + columns) * cells),
+            )
+            feeds = {
+                "x": np.ascontiguousarray(x[:, :, place[0], place[1]]),
+                "tokens": np.ascontiguousarray(tokens[:, top : top + rows, left : left + columns]),
+                **knobs,
+            }
+            share = np.outer(vertical, horizontal)
+            step = np.asarray(engine.run(feeds)["x_next"])
+            total[:, :, place[0], place[1]] += step * share
+            weight[place] += share
+    return total / weight
+
+
+def decode_latent(engine: Engine, latent: Buffer, codec: CodecConstants) -> NDArray[np.uint8]:
+    """Latent float32 (n,C,H,W) -> pixels uint8 (n,8H,8W,3), in tiles with enough context."""
+    cells = codec.stride // codec.latent_stride
+    batch = latent.shape[0]
+    height, width = (side // cells for side in latent.shape[2:])
+    pairs = context_tiles(height, width, codec.flow_tile, codec.decoder_margin)
+    if len(pairs) == 1:
+        return np.asarray(engine.run({"x": latent})["image"])
+    whole = np.asarray(latent)
+    pixels = np.empty((batch, height * codec.stride, width * codec.stride, 3), np.uint8)
+    for outer, inner in pairs:
+        rows, columns = outer.scaled(cells)
+        tile = np.ascontiguousarray(whole[:, :, rows, columns])
+        image = np.asarray(engine.run({"x": tile})["image"])
+        top = (inner.top - outer.top) * codec.stride
+        left = (inner.left - outer.left) * codec.stride
+        rows, columns = inner.scaled(codec.stride)
+        size = (rows.stop - rows.start, columns.stop - columns.start)
+        pixels[:, rows, columns] = image[:, top : top + size[0], left : left + size[1]]
+    return pixels

@@ -1,0 +1,89 @@
+"""Cutting grids into tiles: side by side for the entropy model, overlapping for float graphs.
+
+All sizes are in cells of some grid; this module knows neither tokens nor pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Tile", "context_tiles", "grid_tiles", "overlapping_starts", "ramp"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of a grid: rows top..bottom and columns left..right, ends excluded."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.bottom - self.top, self.right - self.left
+
+    def scaled(self, factor: int) -> tuple[slice, slice]:
+        """Row and column slices in a grid that is ``factor`` times finer."""
+        return (
+            slice(self.top * factor, self.bottom * factor),
+            slice(self.left * factor, self.right * factor),
+        )
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Row and column slices in this grid."""
+        return self.scaled(1)
+
+
+def grid_tiles(height: int, width: int, side: int) -> list[Tile]:
+    """Tiles of at most ``side`` x ``side`` side by side in raster order; the last are smaller."""
+    return [
+        Tile(top, min(top + side, height), left, min(left + side, width))
+        for top in range(0, height, side)
+        for left in range(0, width, side)
+    ]
+
+
+def context_tiles(height: int, width: int, side: int, margin: int) -> list[tuple[Tile, Tile]]:
+    """Pairs (outer, inner): inner tiles side by side, outer ones with up to ``margin`` around them.
+
+    A grid that fits into one outer tile is one pair of the whole.
+    """
+    if max(height, width) <= side + 2 * margin:
+        side = max(height, width)
+    pairs = []
+    for inner in grid_tiles(height, width, side):
+        outer = Tile(
+            max(0, inner.top - margin),
+            min(height, inner.bottom + margin),
+            max(0, inner.left - margin),
+            min(width, inner.right + margin),
+        )
+        pairs.append((outer, inner))
+    return pairs
+
+
+def overlapping_starts(length: int, side: int, overlap: int) -> list[int]:
+    """First cells of the fewest equal tiles that cover ``length`` and share ``overlap`` or more."""
+    if length <= side:
+        return [0]
+    count = -(-(length - overlap) // (side - overlap))
+    return [index * (length - side) // (count - 1) for index in range(count)]
+
+
+def ramp(size: int, start: int, length: int, overlap: int) -> NDArray[np.float32]:
+    """Blending weights (size,) of a tile: rising and falling linearly over ``overlap`` cells.
+
+    Edges on the border of the grid of ``length`` cells do not fall off. All are above 0; where two
+    tiles share exactly ``overlap`` cells they add up to 1, else divide by their sum.
+    """
+    overlap = max(overlap, 1)
+    position = np.arange(size, dtype=np.float32) + 0.5
+    rising = position / overlap if start > 0 else np.ones(size, np.float32)
+    falling = (size - position) / overlap if start + size < length else np.ones(size, np.float32)
+    result: NDArray[np.float32] = np.minimum(np.minimum(rising, falling), 1).astype(np.float32)
+    return result

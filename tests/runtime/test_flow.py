@@ -1,0 +1,139 @@
+"""The flow stays on the device where one tile suffices, and leaves no seams where it does not."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from percoedge.errors import BackendError
+from percoedge.runtime.flow import decode_latent, noise, sample
+
+FloatArray = NDArray[np.float32]
+
+
+def latents(height: int, width: int, batch: int = 1) -> FloatArray:
+    return np.stack([noise(seed, 4, 2 * height, 2 * width) for seed in range(batch)])
+
+
+def grids(height: int, width: int, batch: int = 1) -> NDArray[np.int32]:
+    return np.random.default_rng(5).integers(0, 64, (batch, height, width), np.int32)
+
+
+def test_noise_is_normal_and_given_by_its_seed() -> None:
+    first = noise(7, 4, 32, 48)
+    assert first.shape == (4, 32, 48)
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(noise(7, 4, 32, 48), first)
+    assert abs(first.mean()) < 0.05 and abs(first.std() - 1) < 0.05
+    assert abs(np.corrcoef(first.ravel(), noise(8, 4, 32, 48).ravel())[0, 1]) < 0.05
+
+
+def test_times_go_from_one_down_in_equal_steps(fakes: Any) -> None:
+    engine = fakes.engine("flow")
+    sample(engine, grids(2, 3), latents(2, 3), 4, None, fakes.constants())
+    assert [call.feeds["t"].tolist() for call in engine.calls] == [[1], [0.75], [0.5], [0.25]]
+    assert all(call.feeds["dt"].tolist() == [0.25] for call in engine.calls)
+
+
+def test_every_step_is_applied(fakes: Any) -> None:
+    start, tokens = latents(2, 3), grids(2, 3)
+    end = np.asarray(sample(fakes.engine("flow"), tokens, start, 3, None, fakes.constants()))
+    level = tokens.repeat(2, axis=1).repeat(2, axis=2)[:, None] * 0.5
+    np.testing.assert_allclose(end, level + (2 / 3) ** 3 * (start - level), rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_is_fed_to_the_guided_graph(fakes: Any) -> None:
+    engine = fakes.engine("flow_guided")
+    for shape in ((2, 3), (6, 6)):
+        sample(engine, grids(*shape), latents(*shape), 2, 2.5, fakes.constants())
+    assert all(call.feeds["guidance"].tolist() == [2.5] for call in engine.calls)
+
+
+def test_one_tile_stays_on_the_device(fakes: Any) -> None:
+    flow, decoder = fakes.engine("flow"), fakes.engine("decoder")
+    constants = fakes.constants()
+    end = sample(flow, grids(4, 4, 2), latents(4, 4, 2), 5, None, constants)
+    assert all(call.on_device for call in flow.calls)
+    assert all("x" in call.from_device for call in flow.calls[1:])
+    assert [buffer.fetches for buffer in flow.buffers[:-1]] == [0] * 4
+    pixels = decode_latent(decoder, end, constants)
+    assert decoder.calls[0].from_device == {"x"}
+    assert flow.fetches == 1  # the look at the last latent
+    assert pixels.shape == (2, 32, 32, 3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("shape", [(2, 2), (6, 3)])
+def test_latents_that_are_not_finite_are_refused(fakes: Any, bad: float, shape: Any) -> None:
+    def overflow(feeds: Any) -> dict[str, FloatArray]:
+        spoilt = feeds["x"].copy()
+        spoilt[0, 0, 0, 0] = bad
+        return {"x_next": spoilt}
+
+    with pytest.raises(BackendError, match=r"finite latents.*onnxruntime-cpu"):
+        engine = fakes.engine("flow", overflow)
+        sample(engine, grids(*shape), latents(*shape), 2, None, fakes.constants())
+
+
+SIZES = st.integers(1, 11)
+
+
+@settings(max_examples=30, deadline=None)
+@given(height=SIZES, width=SIZES, overlap=st.integers(0, 2))
+def test_tiles_of_a_pointwise_flow_are_the_whole(
+    fakes: Any, height: int, width: int, overlap: int
+) -> None:
+    start, tokens, engine = latents(height, width), grids(height, width), fakes.engine("flow")
+    whole = sample(fakes.engine("flow"), tokens, start, 2, None, fakes.constants(flow_tile=64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        constants = fakes.constants(flow_overlap=overlap)
+        tiled = sample(engine, tokens, start, 2, None, constants)
+    np.testing.assert_allclose(np.asarray(tiled), np.asarray(whole), rtol=1e-5, atol=1e-5)
+    assert np.asarray(tiled).dtype == np.float32
+    assert all(max(call.feeds["tokens"].shape[1:]) <= 4 for call in engine.calls)
+
+
+def test_a_constant_field_has_no_seams(fakes: Any) -> None:
+    start = np.full((1, 4, 22, 18), 3, np.float32)
+    tokens = np.full((1, 11, 9), 20, np.int32)
+    end = np.asarray(sample(fakes.engine("flow"), tokens, start, 3, None, fakes.constants()))
+    np.testing.assert_allclose(end, end[0, 0, 0, 0], rtol=1e-6)
+
+
+def test_tiles_that_disagree_are_blended_gradually(fakes: Any) -> None:
+    def count(feeds: Any) -> dict[str, FloatArray]:
+        return {"x_next": np.full_like(feeds["x"], len(engine.calls))}
+
+    engine = fakes.engine("flow", count)
+    constants = fakes.constants(flow_overlap=2)
+    end = np.asarray(sample(engine, grids(4, 6), latents(4, 6), 1, None, constants))
+    expected = [1, 1, 1, 1, 1.125, 1.375, 1.625, 1.875, 2, 2, 2, 2]
+    np.testing.assert_allclose(end[0, 0, 0], expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(height=SIZES, width=SIZES, batch=st.integers(1, 2))
+def test_the_decoder_gives_the_same_in_tiles(
+    fakes: Any, height: int, width: int, batch: int
+) -> None:
+    x, engine = latents(height, width, batch) * 30 + 60, fakes.engine("decoder")
+    whole = decode_latent(fakes.engine("decoder"), x, fakes.constants(flow_tile=64))
+    tiled = decode_latent(engine, x, fakes.constants())
+    assert whole.shape == (batch, 8 * height, 8 * width, 3)
+    assert whole.dtype == np.uint8
+    np.testing.assert_array_equal(tiled, whole)
+    assert all(max(call.feeds["x"].shape[2:]) <= 2 * (4 + 2) for call in engine.calls)
+
+
+def test_the_margin_of_the_decoder_is_needed(fakes: Any) -> None:
+    x = latents(9, 9) * 30 + 60
+    whole = decode_latent(fakes.engine("decoder"), x, fakes.constants(flow_tile=64))
+    seamed = decode_latent(fakes.engine("decoder"), x, fakes.constants(decoder_margin=0))
+    assert (seamed != whole).any()

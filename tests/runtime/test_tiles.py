@@ -1,0 +1,89 @@
+"""Tiles cover a grid, with the context and the blending that were promised."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from percoedge.runtime.tiles import Tile, context_tiles, grid_tiles, overlapping_starts, ramp
+
+SIDES = st.integers(1, 40)
+
+
+def test_a_tile_has_a_shape_and_slices() -> None:
+    tile = Tile(1, 3, 4, 9)
+    assert tile.shape == (2, 5)
+    assert tile.slices == (slice(1, 3), slice(4, 9))
+    assert tile.scaled(8) == (slice(8, 24), slice(32, 72))
+
+
+def test_grid_tiles_are_in_raster_order_with_small_ones_last() -> None:
+    assert grid_tiles(5, 3, 2) == [
+        Tile(0, 2, 0, 2),
+        Tile(0, 2, 2, 3),
+        Tile(2, 4, 0, 2),
+        Tile(2, 4, 2, 3),
+        Tile(4, 5, 0, 2),
+        Tile(4, 5, 2, 3),
+    ]
+
+
+@given(height=SIDES, width=SIDES, side=st.integers(1, 12), margin=st.integers(0, 4))
+def test_context_tiles_cover_once_and_hold_their_margin(
+    height: int, width: int, side: int, margin: int
+) -> None:
+    covered = np.zeros((height, width), np.int32)
+    pairs = context_tiles(height, width, side, margin)
+    for outer, inner in pairs:
+        covered[inner.slices] += 1
+        assert outer.top == max(0, inner.top - margin)
+        assert outer.left == max(0, inner.left - margin)
+        assert outer.bottom == min(height, inner.bottom + margin)
+        assert outer.right == min(width, inner.right + margin)
+        assert max(outer.shape) <= side + 2 * margin
+    assert (covered == 1).all()
+    if max(height, width) <= side + 2 * margin:
+        assert pairs == [(Tile(0, height, 0, width),) * 2]
+
+
+@given(data=st.data(), length=st.integers(1, 200), side=st.integers(1, 20))
+def test_overlapping_starts_cover_with_the_fewest_tiles(
+    data: st.DataObject, length: int, side: int
+) -> None:
+    overlap = data.draw(st.integers(0, side // 2))
+    starts = overlapping_starts(length, side, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == max(0, length - side)
+    assert all(0 < step <= side - overlap for step in np.diff(starts))
+    one_less = side + (len(starts) - 2) * (side - overlap)
+    assert len(starts) == 1 or one_less < length
+
+
+@given(data=st.data(), length=st.integers(1, 120), side=st.integers(1, 20))
+def test_ramps_are_positive_and_add_up_to_one_at_the_exact_overlap(
+    data: st.DataObject, length: int, side: int
+) -> None:
+    overlap = data.draw(st.integers(0, side // 2))
+    total = np.zeros(length)
+    starts = overlapping_starts(length, side, overlap)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for start in starts:
+            weights = ramp(min(side, length), start, length, overlap)
+            assert weights.dtype == np.float32
+            assert (weights > 0).all() and (weights <= 1).all()
+            total[start : start + len(weights)] += weights
+    assert (total > 0).all()
+    if overlap and all(step == side - overlap for step in np.diff(starts)):
+        np.testing.assert_allclose(total, 1, rtol=1e-6)
+
+
+def test_a_ramp_rises_and_falls_only_inside_the_grid() -> None:
+    np.testing.assert_allclose(ramp(4, 0, 4, 2), [1, 1, 1, 1])
+    np.testing.assert_allclose(ramp(4, 0, 9, 2), [1, 1, 0.75, 0.25])
+    np.testing.assert_allclose(ramp(4, 5, 9, 2), [0.25, 0.75, 1, 1])
+    assert ramp(4, 2, 9, 2) == pytest.approx([0.25, 0.75, 0.75, 0.25])
