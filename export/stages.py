@@ -80,20 +80,27 @@ def freeze(module: nn.Module) -> None:
 
 
 def train_codec(
-    family: Family, config: Config, latents: LatentPhotos, valid: list[Tensor], out: Path
+    family: Family,
+    config: Config,
+    latents: LatentPhotos,
+    valid: list[Tensor],
+    out: Path,
+    name: str = "codec",
 ) -> None:
     """Hyper-encoder, codebook and flow together; the autoencoder is frozen.
 
     A share of each batch sits at t = 1, where the flow predicts the mean of the latent given the
     tokens: this trains the one-step decode and is the loss that shapes the tokens. The other
-    samples draw t as SD3 does (logit-normal), with z_l dropped now and then for guidance.
+    samples draw t as SD3 does (logit-normal), with z_l dropped now and then for guidance. ``name``
+    is the stage: "codec" on small crops, then "codec_wide" on larger ones, whose longer rows of
+    tokens attention has to learn.
     """
-    stage = config.train["codec"]
+    stage = config.train[name]
     codec = nn.ModuleDict(
         {"hyper": family.hyper, "quantizer": family.quantizer, "flow": family.flow}
     )
     device = next(codec.parameters()).device
-    trainer = Trainer("codec", codec, stage, out, config.seed)
+    trainer = Trainer(name, codec, stage, out, config.seed)
     at_one = int(stage.batch * stage.one_step_share)
     positions = config.flow.pos_embed_max_size - stage.crop // config.codec.stride + 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from percoedge.bitstream.schedules import SCHEDULES, pass_table
-from percoedge.export.config import Config
+from percoedge.export.config import Config, StageConfig
 from percoedge.export.family import Family
 from percoedge.export.latents import LatentPhotos
 from percoedge.export.mim import Mim
@@ -64,55 +65,71 @@ def schedule_bits(mim: Mim, grids: list[Tensor], name: str) -> float:
     return total_bits / count
 
 
+@dataclass(frozen=True)
+class TokenPhotos:
+    """Token grids int64 (h,w) of the training photos, their weights for drawing, and others."""
+
+    grids: list[Tensor]
+    weights: np.ndarray
+    valid: list[Tensor]
+
+
+@torch.no_grad()
+def token_photos(family: Family, latents: LatentPhotos, valid: list[Tensor]) -> TokenPhotos:
+    """Tokens of all latents and of the validation images (1,3,H,W)."""
+    device = valid[0].device
+    grids = token_grids(family, [latent for pair in latents.latents for latent in pair])
+    with precision(device):
+        valid_grids = token_grids(family, [family.vae.encode(photo)[0] for photo in valid])
+    return TokenPhotos(grids, np.repeat(latents.photos.weights, 2) / 2, valid_grids)
+
+
+def fit_mim(
+    mim: Mim, name: str, stage: StageConfig, tokens: TokenPhotos, out: Path, seed: int
+) -> None:
+    """Train in the mode that ``mim.exact`` says, as stage ``name``; a finished one is loaded."""
+    device = next(mim.parameters()).device
+    trainer = Trainer(name, mim, stage, out, seed)
+
+    def step(index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        target, masked = masked_crops(rng, tokens, stage.batch, stage.crop, mim.mask_id)
+        hidden = masked == mim.mask_id
+        with torch.autocast(device.type, torch.bfloat16, enabled=not mim.exact):
+            logits = mim(masked)[hidden].float()
+        loss = F.cross_entropy(logits, target[hidden])
+        return loss, {"bits": float(loss.detach()) / np.log(2)}
+
+    def validate() -> dict[str, float]:
+        return {name: round(schedule_bits(mim, tokens.valid, name), 4) for name in SCHEDULES[1:]}
+
+    if not trainer.finished():
+        trainer.run(step, validate)
+
+
 def train_mim(
     family: Family, config: Config, latents: LatentPhotos, valid: list[Tensor], out: Path
 ) -> None:
     """Float training, calibration of the scales, then quantisation-aware training."""
     mim = family.mim
-    device = next(mim.parameters()).device
-    grids = token_grids(family, [latent for pair in latents.latents for latent in pair])
-    with torch.no_grad(), precision(device):
-        valid_grids = token_grids(family, [family.vae.encode(photo)[0] for photo in valid])
-    weights = np.repeat(latents.photos.weights, 2) / 2
-
-    stage = config.train["mim"]
-
-    def step(index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        tokens, masked = masked_crops(rng, grids, weights, stage.batch, stage.crop, mim.mask_id)
-        hidden = masked == mim.mask_id
-        with torch.autocast(device.type, torch.bfloat16, enabled=not mim.exact):
-            logits = mim(masked)[hidden].float()
-        loss = F.cross_entropy(logits, tokens[hidden])
-        return loss, {"bits": float(loss.detach()) / np.log(2)}
-
-    def validate() -> dict[str, float]:
-        return {name: round(schedule_bits(mim, valid_grids, name), 4) for name in SCHEDULES[1:]}
-
-    for name, exact in (("mim", False), ("mim_exact", True)):
-        stage = config.train[name]
-        trainer = Trainer(name, mim, stage, out, config.seed)
-        if exact and not trainer.checkpoint.exists():
-            rng = np.random.default_rng(config.seed)
-            mim.calibrate(masked_crops(rng, grids, weights, 128, stage.crop, mim.mask_id)[1])
-        mim.exact = exact
-        if not trainer.finished():
-            trainer.run(step, validate)
+    tokens = token_photos(family, latents, valid)
+    fit_mim(mim, "mim", config.train["mim"], tokens, out, config.seed)
+    if not (out / "mim_exact.pt").exists():
+        rng = np.random.default_rng(config.seed)
+        size = config.train["mim_exact"].crop
+        mim.calibrate(masked_crops(rng, tokens, 128, size, mim.mask_id)[1])
+    mim.exact = True
+    fit_mim(mim, "mim_exact", config.train["mim_exact"], tokens, out, config.seed)
 
 
 def masked_crops(
-    rng: np.random.Generator,
-    grids: list[Tensor],
-    weights: np.ndarray,
-    batch: int,
-    size: int,
-    mask_id: int,
+    rng: np.random.Generator, tokens: TokenPhotos, batch: int, size: int, mask_id: int
 ) -> tuple[Tensor, Tensor]:
     """Random crops of token grids and the same with masked cells: int64 (batch,size,size) both."""
     crops = []
-    for index in rng.choice(len(grids), batch, p=weights):
-        grid = grids[index]
+    for index in rng.choice(len(tokens.grids), batch, p=tokens.weights):
+        grid = tokens.grids[index]
         top, left = (int(rng.integers(side - size + 1)) for side in grid.shape)
         crops.append(grid[top : top + size, left : left + size])
-    tokens = torch.stack(crops)
-    masks = torch.from_numpy(random_masks(rng, batch, size)).to(tokens.device)
-    return tokens, tokens.masked_fill(masks, mask_id)
+    target = torch.stack(crops)
+    masks = torch.from_numpy(random_masks(rng, batch, size)).to(target.device)
+    return target, target.masked_fill(masks, mask_id)

@@ -1,0 +1,175 @@
+"""Decode and encode time of a bundle against PyTorch eager, interleaved in one run.
+
+    python -m benchmarks.speed PHOTO [--rounds 10] [--save NAME]
+
+The eager side runs the same modules (of the family's configuration, random weights: time does not
+depend on them) over the same passes, steps and sizes, range coding included. Also measured: the
+time from the start of a process to its first decoded image, and its peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.environment import report
+from percoedge import Codec
+from percoedge.bitstream.rangecoder import TokenDecoder
+from percoedge.bitstream.schedules import passes
+from percoedge.export.config import load_config
+from percoedge.export.family import Family
+from percoedge.export.graphs import DecoderGraph, EncoderGraph, FlowGraph
+from percoedge.runtime.flow import noise
+
+
+class EagerCodec:
+    """The modules of a family in PyTorch eager mode, FP32, doing what the runtime does."""
+
+    def __init__(self, name: str) -> None:
+        torch.manual_seed(0)
+        self.config = load_config(name)
+        family = Family(self.config).eval().to(memory_format=torch.channels_last)
+        family.mim.exact = True
+        self.mim = family.mim
+        self.encoder = EncoderGraph(family, torch.float32)
+        self.flow = FlowGraph(family, torch.float32)
+        self.decoder = DecoderGraph(family, torch.float32)
+
+    @torch.inference_mode()
+    def encode_tokens(self, pixels: np.ndarray[Any, Any]) -> torch.Tensor:
+        tokens: torch.Tensor = self.encoder(torch.from_numpy(pixels[None]))
+        return tokens
+
+    @torch.inference_mode()
+    def decode(self, data: bytes, grid: tuple[int, int], steps: int) -> np.ndarray[Any, Any]:
+        codec = self.config.codec
+        coder = TokenDecoder(data)
+        tokens = torch.full((1, *grid), codec.codebook_size)
+        for cells in passes(codec.schedule, *grid):
+            logits = self.mim.integer_logits(tokens).reshape(-1, codec.codebook_size)
+            chosen = logits[torch.from_numpy(cells).long()]
+            distance = chosen.amax(-1, keepdim=True) - chosen
+            weights = (65536 * torch.exp2(-distance / 16)).round().clamp_min(1).int().numpy()
+            symbols = torch.from_numpy(coder.decode(weights)).long()
+            tokens.view(-1)[torch.from_numpy(cells).long()] = symbols
+        height, width = (2 * side for side in grid)
+        x = torch.from_numpy(noise(0, codec.latent_channels, height, width)[None])
+        dt = torch.tensor([1 / steps])
+        for index in range(steps):
+            x = self.flow(x, tokens.int(), torch.tensor([1 - index / steps]), dt)
+        pixels: np.ndarray[Any, Any] = self.decoder(x).numpy()
+        return pixels
+
+
+def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each function, taking turns, after one warm-up round."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for index in range(rounds + 1):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            if index:
+                times[name].append((time.perf_counter() - began) * 1000)
+    return times
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Median and quartile spread in milliseconds."""
+    quarters = statistics.quantiles(times, n=4)
+    return {"median_ms": round(quarters[1], 1), "iqr_ms": round(quarters[2] - quarters[0], 1)}
+
+
+def first_image(stream: Path, bundle: str, steps: int, rounds: int) -> dict[str, float]:
+    """A fresh process decoding one file to PNG: wall time (median) and peak memory."""
+    walls, peaks = [], []
+    for _ in range(rounds):
+        command = [sys.executable, "-m", "percoedge", "decode", str(stream), "--bundle", bundle]
+        command += ["--steps", str(steps), "-q", "-o", str(stream.with_suffix(".png"))]
+        began = time.perf_counter()
+        process = subprocess.Popen(command)
+        _, status, usage = os.wait4(process.pid, 0)
+        walls.append(time.perf_counter() - began)
+        peaks.append(usage.ru_maxrss / 1024)
+        if status:
+            raise SystemExit(f"{' '.join(command)} failed with status {status}")
+    return {
+        "seconds_to_first_image": round(statistics.median(walls), 2),
+        "peak_memory_mib": round(max(peaks)),
+    }
+
+
+def main() -> None:
+    """Command line of the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photo", type=Path)
+    parser.add_argument("--size", type=int, default=512, help="the photo is resized to a square")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--bundle", default="tiny")
+    parser.add_argument("--config", default="tiny", help="configuration of the eager side")
+    parser.add_argument("--save", help="also write results/NAME.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    photo = Image.open(args.photo).convert("RGB").resize((args.size, args.size))
+    pixels = np.asarray(photo)
+    eager = EagerCodec(args.config)
+    stages: dict[str, list[float]] = {}
+    with Codec.load(args.bundle, threads=args.threads) as codec:
+        data = codec.encode(photo)
+        # the eager side reads bytes of its own weights' distribution: any bytes cost the same
+        bits = np.random.default_rng(0).integers(0, 256, len(data), np.uint8).tobytes()
+        grid = codec.tokens(photo).shape
+
+        def decode() -> None:
+            codec.decode(data, steps=args.steps)
+            for stage, time_ms in codec.timings_ms.items():
+                stages.setdefault(stage, []).append(time_ms)
+
+        times = interleaved(
+            {
+                "decode eager": lambda: eager.decode(bits, grid, args.steps),
+                "decode": decode,
+                "decode 1 step": lambda: codec.decode(data, steps=1),
+                "encode eager": lambda: eager.encode_tokens(pixels),
+                "encode": lambda: codec.encode(photo),
+            },
+            args.rounds,
+        )
+    stages.pop("load", None)
+    with tempfile.TemporaryDirectory() as folder:
+        stream = Path(folder, "photo.pco")
+        stream.write_bytes(data)
+        cold = first_image(stream, args.bundle, args.steps, 5)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    report(
+        args.save or "speed",
+        {
+            "size": args.size,
+            "steps": args.steps,
+            "threads": args.threads,
+            "rounds": args.rounds,
+            "times": {name: summary(values) for name, values in times.items()},
+            "decode_stages": {name: summary(values[1:]) for name, values in stages.items()},
+            "decode_speedup_over_eager": round(medians["decode eager"] / medians["decode"], 2),
+            "encode_speedup_over_eager": round(medians["encode eager"] / medians["encode"], 2),
+            **cold,
+        },
+        save=args.save is not None,
+    )
+
+
+if __name__ == "__main__":
+    main()
