@@ -1,4 +1,4 @@
-"""Stages of the recipe, each a loss on a batch: autoencoder, codec, finetuning."""
+"""Stages of the recipe but those of the entropy model, each a loss on a batch."""
 
 from __future__ import annotations
 
@@ -166,57 +166,3 @@ def decode_figures(family: Family, valid: list[Tensor], side: int) -> dict[str, 
         for key, value in image_figures(outputs, targets).items():
             figures[f"{key}_{steps}step"] = value
     return figures
-
-
-def train_finetune(
-    family: Family, config: Config, latents: LatentPhotos, valid: list[Tensor], out: Path
-) -> None:
-    """Flow and decoder on larger crops, tokens frozen: longer token grids, joint sharpness."""
-    stage = config.train["finetune"]
-    parts = nn.ModuleDict(
-        {"flow": family.flow, "decoder": family.vae.decoder, "out": family.quantizer.project_out}
-    )
-    for parameter in parts.parameters():
-        parameter.requires_grad_(True)
-    device = next(parts.parameters()).device
-    trainer = Trainer("finetune", parts, stage, out, config.seed)
-    at_one = int(stage.batch * stage.one_step_share)
-    positions = config.flow.pos_embed_max_size - stage.crop // config.codec.stride + 1
-
-    def step(index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        latent, images = latents.crops(rng, stage.batch, stage.crop)
-        family.flow.place((int(rng.integers(positions)), int(rng.integers(positions))))
-        with torch.no_grad(), precision(device):
-            tokens = family.quantizer.nearest(family.quantizer.codes(family.hyper(latent)))
-        dropped = torch.rand(len(latent), device=device) < config.flow.condition_dropout
-        dropped[:at_one] = False
-        tokens[dropped] = config.codec.codebook_size
-        noise = torch.randn_like(latent)
-        t = torch.sigmoid(torch.randn(len(latent), device=device) + 0.5)
-        t[:at_one] = 1.0
-        mixed = torch.lerp(latent, noise, t[:, None, None, None])
-        few = slice(0, stage.pixel_batch)
-        with precision(device):
-            velocity = family.flow(mixed, family.quantizer.embed(tokens), t).float()
-            estimate = mixed[few] - t[few, None, None, None] * velocity[few]
-            decoded = family.vae.decode(estimate).float()
-            clean = family.vae.decode(latent[few]).float()
-        errors = (velocity - (noise - latent)).square().mean(dim=(1, 2, 3))
-        one_step = pixel_loss(decoded, images[few], stage.ssim_weight)
-        autoencoded = pixel_loss(clean, images[few], stage.ssim_weight)
-        loss = errors.mean() + stage.pixel_weight * (one_step + autoencoded)
-        figures = {
-            "one_step": float(errors[:at_one].mean().detach()),
-            "other": float(errors[at_one:].mean().detach()),
-            "psnr_db": float(psnr(decoded.detach(), images[few])),
-        }
-        return loss, figures
-
-    def validate() -> dict[str, float]:
-        family.flow.place(None)
-        return decode_figures(family, valid, config.codec.flow_tile * config.codec.stride)
-
-    if not trainer.finished():
-        trainer.run(step, validate)
-    family.flow.place(None)
-    freeze(family)

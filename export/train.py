@@ -20,7 +20,6 @@ from percoedge.export.stages import (
     freeze,
     latent_statistics,
     train_codec,
-    train_finetune,
     train_vae,
     validation_images,
 )
@@ -56,7 +55,6 @@ def train(
     freeze(family.hyper)
     freeze(family.quantizer)
     train_mim(family, config, latents, valid, out)
-    train_finetune(family, config, latents, valid, out)
     torch.save(family.state_dict(), out / "family.pt")
     return family
 

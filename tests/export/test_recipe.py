@@ -47,7 +47,7 @@ def test_the_recipe_runs_and_finishes_what_is_begun(tmp_path: Path) -> None:
         small.resize((272, 256), Image.Resampling.BICUBIC).save(photos / f"{number}.jpg")
     out = tmp_path / "out"
     family = train(str(config), photos, photos, out, "cpu")
-    stages = ("vae", "codec", "mim", "mim_exact", "finetune")
+    stages = ("vae", "codec", "codec_wide", "mim", "mim_exact")
     for stage in stages:
         last = json.loads((out / f"{stage}.jsonl").read_text().splitlines()[-1])
         assert last["step"] == 3

@@ -1,0 +1,94 @@
+"""Make the golden files from the demo photo: ``python tests/golden/make.py``.
+
+They are made once per bundle and then kept: a decoder must read them for ever. `vectors.json` holds
+for each the options it was made with, the SHA-256 of the file and of its tokens (int32, little
+endian, row by row), and mean colours of the decoded image on a 4x4 grid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from percoedge import Codec
+from percoedge.bitstream.schedules import SCHEDULES
+from percoedge.runtime.demo import shipped_photo
+from percoedge.runtime.images import read_image
+
+HERE = Path(__file__).parent
+SIZES = ((1, 1), (16, 16), (17, 33), (100, 37), (64, 200), (130, 130))
+CAPTIONS = ("a cup of coffee on a wooden table", "Кофе ☕", "x" * 200)
+
+
+def options() -> dict[str, dict[str, Any]]:
+    """Name of each golden file -> size of the photo and the arguments of ``encode``."""
+    table: dict[str, dict[str, Any]] = {"demo": {"size": None}}
+    for width, height in SIZES:
+        table[f"size-{width}x{height}"] = {"size": (width, height)}
+    for schedule in SCHEDULES:
+        table[f"schedule-{schedule}"] = {"size": (90, 70), "schedule": schedule}
+        table[f"bare-{schedule}"] = {"size": (70, 90), "schedule": schedule, "bare": True}
+    for passes in (1, 3, 7):
+        table[f"passes-{passes}"] = {"size": (120, 80), "passes": passes}
+    for number, caption in enumerate(CAPTIONS):
+        table[f"caption-{number}"] = {"size": (48, 48), "caption": caption}
+    table["seed"] = {"size": (48, 48), "seed": 0xFFFFFFFF}
+    table["all-options"] = {
+        "size": (75, 61),
+        "schedule": "quincunx",
+        "passes": 2,
+        "seed": 7,
+        "caption": "a spoon",
+    }
+    table["wide"] = {"size": (1100, 40)}  # beyond one tile of the entropy model and of the flow
+    return table
+
+
+def photo_of(size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """The demo photo, resized to (width, height)."""
+    pixels = read_image(shipped_photo()).pixels
+    if size is None:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(tuple(size), Image.Resampling.BICUBIC))
+
+
+def token_digest(tokens: NDArray[np.int32]) -> str:
+    """SHA-256 (hex) of the tokens as little-endian int32."""
+    return hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
+
+
+def mean_colours(image: Image.Image) -> list[list[int]]:
+    """Colours of the image averaged to 4x4, row by row."""
+    small = image.resize((4, 4), Image.Resampling.BOX)
+    return [[int(v) for v in colour] for colour in np.asarray(small).reshape(-1, 3)]
+
+
+def main() -> None:
+    """Write all files and their table."""
+    table = {}
+    with Codec.load("tiny") as codec:
+        for name, made_with in options().items():
+            arguments = dict(made_with)
+            photo = photo_of(arguments.pop("size"))
+            data = codec.encode(photo, **arguments)
+            bare = bool(arguments.get("bare", False))
+            (HERE / f"{name}.pco").write_bytes(data)
+            table[name] = {
+                **made_with,
+                "size": [photo.shape[1], photo.shape[0]],
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "tokens_sha256": token_digest(codec.decode_tokens(data, bare=bare)),
+                "colours": mean_colours(codec.decode(data, bare=bare)),
+            }
+        document = {"bundle": codec.bundle.manifest.fingerprint, "files": table}
+    (HERE / "vectors.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
