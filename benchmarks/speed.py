@@ -26,7 +26,7 @@ from PIL import Image
 
 from benchmarks.environment import report
 from percoedge import Codec
-from percoedge.bitstream.rangecoder import TokenDecoder
+from percoedge.bitstream.rangecoder import TokenDecoder, TokenEncoder
 from percoedge.bitstream.schedules import passes
 from percoedge.export.config import load_config
 from percoedge.export.family import Family
@@ -52,18 +52,33 @@ class EagerCodec:
         tokens: torch.Tensor = self.encoder(torch.from_numpy(pixels[None]))
         return tokens
 
+    def weights(self, tokens: torch.Tensor, cells: torch.Tensor) -> np.ndarray[Any, Any]:
+        """Integer weights (p,K) of flat cells of a grid (1,h,w)."""
+        logits = self.mim.integer_logits(tokens).flatten(0, 2)[cells]
+        octaves = (logits - logits.amax(-1, keepdim=True)) / 16
+        weights: np.ndarray[Any, Any] = (65536 * octaves.exp2()).round().clamp_min(1).int().numpy()
+        return weights
+
+    @torch.inference_mode()
+    def stream(self, grid: tuple[int, int]) -> bytes:
+        """Random tokens coded with this model, for ``decode`` to read."""
+        size = self.config.codec.codebook_size
+        target = torch.randint(size, (1, *grid), generator=torch.Generator().manual_seed(0))
+        tokens, coder = torch.full_like(target, size), TokenEncoder()
+        for cells in map(torch.from_numpy, passes(self.config.codec.schedule, *grid)):
+            symbols = target.view(-1)[cells]
+            coder.encode(symbols.numpy(), self.weights(tokens, cells))
+            tokens.view(-1)[cells] = symbols
+        return coder.finish()
+
     @torch.inference_mode()
     def decode(self, data: bytes, grid: tuple[int, int], steps: int) -> np.ndarray[Any, Any]:
         codec = self.config.codec
         coder = TokenDecoder(data)
         tokens = torch.full((1, *grid), codec.codebook_size)
-        for cells in passes(codec.schedule, *grid):
-            logits = self.mim.integer_logits(tokens).reshape(-1, codec.codebook_size)
-            chosen = logits[torch.from_numpy(cells).long()]
-            distance = chosen.amax(-1, keepdim=True) - chosen
-            weights = (65536 * torch.exp2(-distance / 16)).round().clamp_min(1).int().numpy()
-            symbols = torch.from_numpy(coder.decode(weights)).long()
-            tokens.view(-1)[torch.from_numpy(cells).long()] = symbols
+        for cells in map(torch.from_numpy, passes(codec.schedule, *grid)):
+            symbols = coder.decode(self.weights(tokens, cells))
+            tokens.view(-1)[cells] = torch.from_numpy(symbols).long()
         height, width = (2 * side for side in grid)
         x = torch.from_numpy(noise(0, codec.latent_channels, height, width)[None])
         dt = torch.tensor([1 / steps])
@@ -129,9 +144,8 @@ def main() -> None:
     stages: dict[str, list[float]] = {}
     with Codec.load(args.bundle, threads=args.threads) as codec:
         data = codec.encode(photo)
-        # the eager side reads bytes of its own weights' distribution: any bytes cost the same
-        bits = np.random.default_rng(0).integers(0, 256, len(data), np.uint8).tobytes()
-        grid = codec.tokens(photo).shape
+        height, width = codec.tokens(photo).shape
+        eager_data = eager.stream((height, width))
 
         def decode() -> None:
             codec.decode(data, steps=args.steps)
@@ -140,7 +154,7 @@ def main() -> None:
 
         times = interleaved(
             {
-                "decode eager": lambda: eager.decode(bits, grid, args.steps),
+                "decode eager": lambda: eager.decode(eager_data, (height, width), args.steps),
                 "decode": decode,
                 "decode 1 step": lambda: codec.decode(data, steps=1),
                 "encode eager": lambda: eager.encode_tokens(pixels),
