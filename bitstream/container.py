@@ -225,7 +225,7 @@ def _unpack_framing(data: bytes, *, insist: bool) -> tuple[bytes, bool]:
     if insist and checksum != computed:
         raise StreamError(
             f"expected the checksum {computed.hex()}; got {checksum.hex()}: the file is cut or "
-            "corrupted"
+            "corrupted; cut=True (--cut) decodes what is left of it"
         )
     return start[-FINGERPRINT_BYTES:], checksum == computed
 
