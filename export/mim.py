@@ -135,7 +135,8 @@ class Mim(nn.Module):
 
     def __init__(self, config: MimConfig, codebook_size: int, classic: bool = False) -> None:
         super().__init__()
-        self.config, self.mask_id, self.classic, self.exact = config, codebook_size, classic, False
+        self.config, self.mask_id, self.classic = config, codebook_size, classic
+        self.exact, self.observing = False, False
         self.embedding = nn.Parameter(torch.randn(codebook_size + 1, config.width) * 0.7)
         self.blocks = nn.ModuleList(MimBlock(config, classic) for _ in range(config.layers))
         self.head = QuantLayer(codebook_size, config.width, std=0.5 * config.width**-0.5)
@@ -145,15 +146,23 @@ class Mim(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         if self.exact:
             return self.integer_logits(tokens) * (math.log(2) / 2**LOGIT_EXPONENT)
+        return self.logits(self.stream(tokens))
+
+    def stream(self, tokens: Tensor) -> Tensor:
+        """Residual stream (B,h,w,C) behind the last block, in float."""
         x = self.embedding[tokens]
         for block in self.blocks:
             mixed = block.mix.apply_to(self._norm(x, block.norm), None)
             hidden = block.up.apply_to(mixed, None)
             hidden = F.gelu(hidden) if self.classic else torch.relu(hidden)
-            if not self.training:
+            if self.observing:
                 self._observe(block, mixed, hidden)
             x = x + block.down.apply_to(hidden, None)
-        return self.head.apply_to(self._norm(x, self.head_norm), None) * math.log(2)
+        return x
+
+    def logits(self, stream: Tensor) -> Tensor:
+        """Logits (...,K) in natural units of a float stream (...,C)."""
+        return self.head.apply_to(self._norm(stream, self.head_norm), None) * math.log(2)
 
     def integer_logits(self, tokens: Tensor) -> Tensor:
         """The exact network: integers within +-2047, in sixteenths of an octave."""
@@ -203,9 +212,10 @@ class Mim(nn.Module):
     def calibrate(self, tokens: Tensor) -> None:
         """Choose the exponents of the activations from a batch (B,h,w) of masked tokens."""
         self.eval()
-        self.exact = False
+        self.exact, self.observing = False, True
         for part in tokens.split(16):
             self(part)
+        self.observing = False
         for block in self.blocks:
             exponents = torch.floor(torch.log2(ACTIVATION_MAX / block.seen.clamp_min(1e-3)))
             block.exponents.copy_(exponents.clamp(2, 7).long())

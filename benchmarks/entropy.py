@@ -1,0 +1,139 @@
+"""Bits, passes and time of every schedule, and what exactness costs in time.
+
+    python -m benchmarks.entropy DIR [--rounds 10] [--save NAME]
+
+Bits are those of the range-coded tokens of real files. The float model that the time is compared
+with is a MIM of the same size with LayerNorm and GELU (random weights: time does not depend on
+them) run by the same backend over the same passes; its probabilities go to the same range coder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from benchmarks.environment import report
+from benchmarks.speed import interleaved, summary
+from percoedge import Codec
+from percoedge.bitstream.container import unpack
+from percoedge.bitstream.rangecoder import TokenDecoder, TokenEncoder
+from percoedge.bitstream.schedules import SCHEDULES, pass_count, passes
+from percoedge.export.config import load_config
+from percoedge.export.mim import Mim
+from percoedge.runtime.entropy import EntropyCodec
+from percoedge.runtime.images import read_image
+
+
+class FloatGraph(nn.Module):
+    """tokens (n,h,w), positions (p,) -> probabilities float32 (n,p,K)."""
+
+    def __init__(self, mim: Mim) -> None:
+        super().__init__()
+        self.mim = mim
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        stream = self.mim.stream(tokens.long()).flatten(1, 2)[:, positions]
+        return torch.softmax(self.mim.logits(stream), dim=-1)
+
+
+def float_session(config_name: str, threads: int) -> onnxruntime.InferenceSession:
+    """The float baseline as a session with the options of the runtime's backend."""
+    config = load_config(config_name)
+    mim = Mim(config.mim, config.codec.codebook_size, classic=True).eval()
+    tokens, positions = torch.zeros(1, 5, 7, dtype=torch.int32), torch.arange(3)
+    program = torch.onnx.export(
+        FloatGraph(mim),
+        (tokens, positions),
+        dynamic_shapes=({1: "h", 2: "w"}, {0: "p"}),
+        dynamo=True,
+        opset_version=20,
+        verbose=False,
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options)
+
+
+def main() -> None:
+    """Command line of the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save", help="also write results/NAME.json")
+    args = parser.parse_args()
+    photos = sorted(args.folder.iterdir())
+    table: dict[str, Any] = {}
+    with Codec.load("tiny", threads=args.threads) as codec:
+        constants = codec.bundle.codec
+        grids = [codec.tokens(read_image(photo).pixels) for photo in photos]
+        source = codec.bundle.read("entropy", codec.backend.variant)
+        engine = codec.backend.load(source)
+        coder = EntropyCodec(engine, constants.codebook_size, constants.entropy_tile)
+        cells = sum(grid.size for grid in grids)
+        for name in SCHEDULES:
+            size = sum(len(coder.encode(grid, name)) for grid in grids)
+            table[name] = {"passes": pass_count(name), "bits_per_token": round(8 * size / cells, 4)}
+        uniform = table["uniform"]["bits_per_token"]
+        for row in table.values():
+            row["saved_against_uniform"] = round(1 - row["bits_per_token"] / uniform, 4)
+
+        grid, schedule = grids[0], constants.schedule
+        session = float_session("tiny", args.threads)
+        names = [node.name for node in session.get_inputs()]
+        plan = passes(schedule, *grid.shape)
+
+        def weights(state: np.ndarray[Any, Any], chosen: np.ndarray[Any, Any]) -> Any:
+            feeds = dict(zip(names, (state[None], chosen.astype(np.int64)), strict=True))
+            probabilities = session.run(None, feeds)[0][0]
+            return np.maximum(1, probabilities * 65536).astype(np.int32)
+
+        def run_float(decoder: TokenDecoder | None, encoder: TokenEncoder | None) -> None:
+            state = np.full_like(grid, constants.codebook_size)
+            for chosen in plan:
+                table_of_pass = weights(state, chosen)
+                if encoder is not None:
+                    encoder.encode(grid.ravel()[chosen], table_of_pass)
+                if decoder is not None:
+                    decoder.decode(table_of_pass)
+                state.ravel()[chosen] = grid.ravel()[chosen]
+
+        float_encoder = TokenEncoder()
+        run_float(None, float_encoder)
+        float_stream, exact_stream = float_encoder.finish(), coder.encode(grid, schedule)
+        times = interleaved(
+            {
+                "exact": lambda: coder.decode([exact_stream], grid.shape, schedule),
+                "float": lambda: run_float(TokenDecoder(float_stream), None),
+            },
+            args.rounds,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "photo.pco")
+            file.write_bytes(codec.encode(read_image(photos[0]).pixels))
+            assert unpack(file.read_bytes()).tokens == exact_stream
+    ratio = statistics.median(times["exact"]) / statistics.median(times["float"])
+    report(
+        args.save or "entropy",
+        {
+            "photos": len(photos),
+            "tokens": cells,
+            "schedules": table,
+            "decoding_times": {name: summary(values) for name, values in times.items()},
+            "exact_over_float_time": round(ratio, 3),
+        },
+        save=args.save is not None,
+    )
+
+
+if __name__ == "__main__":
+    main()
