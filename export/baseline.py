@@ -33,7 +33,7 @@ def compare(config_name: str, photo_dir: Path, validation_dir: Path, out: Path, 
     torch.manual_seed(config.seed)
     family = Family(config)
     family.load_state_dict(torch.load(out / "family.pt", map_location="cpu", weights_only=True))
-    family.to(pick_device(device)).eval()
+    family.to(pick_device(device), memory_format=torch.channels_last).eval()
     freeze(family)
     family.mim.exact = True
     valid = validation_images(validation_dir, pick_device(device))
