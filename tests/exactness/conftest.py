@@ -1,0 +1,130 @@
+"""The bundle under trial, the cases with their answers, and the table of what was compared.
+
+``--bundle`` (when this folder is named on the command line) or PERCOEDGE_BUNDLE chooses a bundle;
+the default is the one that is shipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from cases import Case, Report, Tally, Target, make_cases, write_cases
+from reference import answered, integers_of_graph
+
+from percoedge.engines.bundle import Bundle
+from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
+from percoedge.export.exact import IntegerMim
+from percoedge.runtime.entropy import EntropyCodec
+
+_TALLIES = pytest.StashKey[list[Tally]]()
+_HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bundle", help="bundle whose entropy graph is tried: a name or a path")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _HERE in item.path.parents:
+            item.add_marker("exactness")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    tallies = config.stash.get(_TALLIES, [])
+    if not tallies:
+        return
+    terminalreporter.section("exactness: integers compared with the reference")
+    terminalreporter.line(
+        f"{'settings':>8} {'runs':>6} {'grids':>6} {'integers':>11} {'files':>5} {'wrong':>5} "
+        f"{'s':>6}  target"
+    )
+    for tally in tallies:
+        terminalreporter.line(
+            f"{tally.configurations:>8} {tally.runs:>6} {tally.grids:>6} {tally.integers:>11} "
+            f"{tally.streams:>5} {len(tally.wrong):>5} {tally.seconds:>6.1f}  {tally.target}"
+        )
+
+
+@pytest.fixture(scope="session")
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    # The option does not exist when this file was loaded after the command line was read.
+    chosen = request.config.getoption("--bundle", default=None)
+    return Bundle.open(chosen or os.environ.get("PERCOEDGE_BUNDLE") or "tiny")
+
+
+@pytest.fixture(scope="session")
+def model(bundle: Bundle) -> IntegerMim:
+    return integers_of_graph(onnx.load_from_string(bundle.read("entropy", "fp32").model).graph)
+
+
+@pytest.fixture(scope="session")
+def cases(bundle: Bundle, model: IntegerMim) -> list[Case]:
+    return answered(model, make_cases(bundle.codec.codebook_size))
+
+
+@pytest.fixture(scope="session")
+def coder(bundle: Bundle) -> EntropyCodec:
+    engine = OnnxRuntimeBackend(threads=1).load(bundle.read("entropy", "fp32"))
+    return EntropyCodec(engine, bundle.codec.codebook_size, bundle.codec.entropy_tile)
+
+
+@pytest.fixture(scope="session")
+def case_folder(
+    tmp_path_factory: pytest.TempPathFactory, bundle: Bundle, cases: list[Case]
+) -> Path:
+    """What targets read: the cases and the graph."""
+    folder = tmp_path_factory.mktemp("cases")
+    write_cases(cases, folder)
+    (folder / "entropy.onnx").write_bytes(bundle.read("entropy", "fp32").model)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache() -> Path:
+    """Where prepare.sh puts what it fetches."""
+    chosen = os.environ.get("PERCOEDGE_EXACTNESS_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(chosen) if chosen else base / "percoedge-ci" / "exactness"
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
+    """Adds a tally to the table at the end, and fails the test if anything in it is wrong."""
+
+    def add(tally: Tally) -> None:
+        request.config.stash.setdefault(_TALLIES, []).append(tally)
+        assert tally.runs + tally.streams > 0
+        assert tally.wrong == []
+
+    return add
+
+
+@pytest.fixture
+def target() -> Target:
+    """Starts the program of a target and returns the tally it prints."""
+
+    def start(command: Sequence[str | Path], limit_s: int) -> Tally:
+        finished = subprocess.run(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+        )
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        sys.stderr.write(finished.stderr)
+        fields: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+        return Tally(**fields)
+
+    return start

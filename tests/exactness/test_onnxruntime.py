@@ -1,0 +1,49 @@
+"""ONNX Runtime on this processor: every optimisation level, threads, batch sizes, and repeats."""
+
+from __future__ import annotations
+
+import platform
+import time
+
+import numpy as np
+import onnxruntime
+import pytest
+from cases import Case, Report, Tally, compare
+from run_onnxruntime import opened, run_all
+
+from percoedge.engines.bundle import Bundle
+from percoedge.engines.onnxruntime_backend import OPTIMIZATIONS
+
+THREADS = (1, 2)
+REPEATS = 1000
+_HERE = f"{platform.machine()}, onnxruntime {onnxruntime.__version__}"
+
+
+def test_every_level_thread_count_and_batch(
+    bundle: Bundle, cases: list[Case], report: Report
+) -> None:
+    tally = Tally(f"{_HERE}: levels x threads x batches")
+    run_all(tally, bundle, cases, OPTIMIZATIONS, THREADS)
+    assert tally.configurations == len(OPTIMIZATIONS) * len(THREADS)
+    report(tally)
+
+
+@pytest.mark.slow
+def test_a_thousand_repeats_in_random_company(
+    bundle: Bundle, cases: list[Case], report: Report
+) -> None:
+    tally = Tally(f"{_HERE}: {REPEATS} repeats, random batches")
+    settings = [(level, threads) for level in OPTIMIZATIONS for threads in THREADS]
+    runs = [(setting, opened(bundle, *setting)) for setting in settings]
+    small = [case for case in cases if case.cells <= 256]
+    draws = np.random.Philox(key=2024).random_raw(11 * REPEATS).reshape(REPEATS, 11)
+    began = time.perf_counter()
+    for draw in draws.tolist():
+        setting, run = runs[draw[0] % len(runs)]
+        case = small[draw[1] % len(small)]
+        largest = 8 if case.cells < 100 else 2
+        slots = [slot % len(case.tokens) for slot in draw[3 : 4 + draw[2] % largest]]
+        compare(run, case, [slots], str(setting), tally)
+    tally.seconds = time.perf_counter() - began
+    tally.configurations = len(settings)
+    report(tally)

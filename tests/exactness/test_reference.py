@@ -1,0 +1,67 @@
+"""The reference misses nothing of the graph, and the cases are the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from cases import Case, Tally, batches, compare, digest, make_cases, read_cases
+from numpy.typing import NDArray
+
+from percoedge.engines.bundle import Bundle
+from percoedge.export.exact import IntegerMim, entropy_graph, prove, reference_weights
+
+
+def test_the_integers_read_from_the_graph_make_the_very_same_graph(
+    bundle: Bundle, model: IntegerMim
+) -> None:
+    graph = onnx.load_from_string(bundle.read("entropy", "fp32").model)
+    again = entropy_graph(model, graph.opset_import[0].version)
+    assert again.graph == graph.graph
+
+
+def test_no_partial_sum_of_the_bundle_reaches_two_to_the_24(model: IntegerMim) -> None:
+    assert max(prove(model).values()) < 1 << 24
+
+
+def test_cases_never_change() -> None:
+    expected = "e54e43664e91188457ca5d3e5a2e6f22a7cefa101c7dfea8a3619ee17c9c25d4"
+    arrays = [a.ravel() for case in make_cases(1024) for a in (case.tokens, case.positions)]
+    assert digest(np.concatenate(arrays)) == expected
+
+
+def test_cases_cover_sizes_and_masks(cases: list[Case]) -> None:
+    fractions = {float(np.mean(grid == 1024)) for case in cases for grid in case.tokens}
+    assert {0.0, 1.0} <= fractions
+    assert {case.cells for case in cases} >= {1, 35, 256, 1024, 64 * 48, 64 * 64}
+    assert sum(len(set(case.digests)) for case in cases) > 20
+
+
+def test_batches_put_every_slot_in_every_place() -> None:
+    seen = {(len(slots), place, slot) for slots in batches(8) for place, slot in enumerate(slots)}
+    assert seen == {(n, place, s) for n in range(1, 9) for place in range(n) for s in range(8)}
+
+
+def test_one_wrong_integer_is_told(model: IntegerMim, cases: list[Case]) -> None:
+    case = next(case for case in cases if case.name == "7x5")
+
+    def run(tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[np.int32]:
+        weights = reference_weights(model, tokens.astype(np.int64), positions.astype(np.int64))
+        weights[1, 0, 0] += 1
+        return weights.astype(np.int32)
+
+    tally = Tally("wrong")
+    compare(run, case, [[0, 1], [2, 3]], "here", tally)
+    assert tally.grids == 4
+    assert tally.wrong == [
+        "here 7x5: slot 1 in place 1 of [0, 1]",
+        "here 7x5: slot 3 in place 1 of [2, 3]",
+    ]
+
+
+def test_targets_read_what_was_written(case_folder: Path, cases: list[Case]) -> None:
+    for one, other in zip(cases, read_cases(case_folder), strict=True):
+        assert (one.name, one.digests) == (other.name, other.digests)
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.positions, other.positions)

@@ -1,0 +1,18 @@
+"""ONNX Runtime's WebAssembly kernels, the ones that browsers run, in Node.js."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cases import Report, Target
+
+_HERE = Path(__file__).parent
+
+
+def test_webassembly(case_folder: Path, cache: Path, report: Report, target: Target) -> None:
+    node, web = cache / "node", cache / "web"
+    if not (node.exists() and web.exists()):
+        pytest.skip("no Node.js with onnxruntime-web: run tests/exactness/prepare.sh")
+    command = [node, _HERE / "run_wasm.mjs", web, case_folder / "entropy.onnx", case_folder]
+    report(target(command, 600))
