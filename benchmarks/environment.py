@@ -36,6 +36,8 @@ def _commit() -> str:
 
 def describe() -> dict[str, Any]:
     """Machine, versions, commit and command of this run."""
+    # paths by their last part: where a file lies says nothing to a reader
+    arguments = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     versions = {}
     for name in _PACKAGES:
         try:
@@ -50,7 +52,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "commit": _commit(),
-        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *arguments]),
     }
 
 

@@ -161,6 +161,11 @@ SCALARS = (TensorSpec("t", "float32", (1,)), TensorSpec("dt", "float32", (1,)))
 NEXT = TensorSpec("x_next", "float32", LATENT.shape)
 
 
+@pytest.fixture
+def constants() -> CodecConstants:
+    return CONSTANTS
+
+
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound bundle that tests must not alter."""

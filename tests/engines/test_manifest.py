@@ -39,27 +39,12 @@ def test_it_survives_a_round_trip(bundle: Bundle) -> None:
     assert data.endswith(b"}\n")
 
 
-def test_the_fingerprint_is_frozen() -> None:
+def test_the_fingerprint_is_frozen(constants: CodecConstants) -> None:
     a, b, c = (FileRecord("f", digit * 64, 1) for digit in "abc")
     graphs = {
         "flow": Graph((), (), {"fp32": Variant(a, (b, c)), "fp16": Variant(b)}),
         "encoder": Graph((), (), {"fp32": Variant(c)}),
     }
-    constants = CodecConstants(
-        stride=4,
-        codebook_size=256,
-        latent_channels=4,
-        latent_stride=2,
-        schedule="qlds-8",
-        steps=4,
-        guidance=1.0,
-        entropy_tile=64,
-        flow_tile=32,
-        flow_overlap=4,
-        encoder_margin=2,
-        decoder_margin=2,
-        captions_condition=False,
-    )
     # SHA-256 of "codec 4 256 qlds-8 64\nencoder fp32 c..\nflow fp16 b..\nflow fp32 a.. b.. c..\n",
     # each digit 64 times.
     fingerprint = fingerprint_of(graphs, constants)
