@@ -2,16 +2,16 @@
 
     python -m benchmarks.entropy DIR [--rounds 10] [--save NAME]
 
-Bits are those of the range-coded tokens of real files. The float model that the time is compared
+Bits are those of the range-coded tokens. The float model that the time is compared
 with is a MIM of the same size with LayerNorm and GELU (random weights: time does not depend on
-them) run by the same backend over the same passes; its probabilities go to the same range coder.
+them) in the same library, behind the same coding loop.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from torch import nn
 from benchmarks.environment import report
 from benchmarks.speed import interleaved, summary
 from percoedge import Codec
-from percoedge.bitstream.container import unpack
-from percoedge.bitstream.rangecoder import TokenDecoder, TokenEncoder
-from percoedge.bitstream.schedules import SCHEDULES, pass_count, passes
+from percoedge.bitstream.rangecoder import MAX_WEIGHT
+from percoedge.bitstream.schedules import SCHEDULES, pass_count
 from percoedge.export.config import load_config
 from percoedge.export.mim import Mim
+from percoedge.export.onnx_files import OPSET
 from percoedge.runtime.entropy import EntropyCodec
 from percoedge.runtime.images import read_image
 
@@ -44,23 +44,32 @@ class FloatGraph(nn.Module):
         return torch.softmax(self.mim.logits(stream), dim=-1)
 
 
-def float_session(config_name: str, threads: int) -> onnxruntime.InferenceSession:
-    """The float baseline as a session with the options of the runtime's backend."""
-    config = load_config(config_name)
-    mim = Mim(config.mim, config.codec.codebook_size, classic=True).eval()
-    tokens, positions = torch.zeros(1, 5, 7, dtype=torch.int32), torch.arange(3)
-    program = torch.onnx.export(
-        FloatGraph(mim),
-        (tokens, positions),
-        dynamic_shapes=({1: "h", 2: "w"}, {0: "p"}),
-        dynamo=True,
-        opset_version=20,
-        verbose=False,
-    )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options)
+class FloatEngine:
+    """The float baseline behind the part of an engine's contract that the coding loop uses."""
+
+    def __init__(self, config_name: str, threads: int) -> None:
+        config = load_config(config_name)
+        mim = Mim(config.mim, config.codec.codebook_size, classic=True).eval()
+        tokens, positions = torch.zeros(1, 5, 7, dtype=torch.int32), torch.arange(3)
+        program = torch.onnx.export(
+            FloatGraph(mim),
+            (tokens, positions),
+            dynamic_shapes=({1: "h", 2: "w"}, {0: "p"}),
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        model = program.model_proto.SerializeToString()
+        self._session = onnxruntime.InferenceSession(model, options)
+
+    def run(self, feeds: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        """Weights int32 (1,p,K) from the probabilities of the graph."""
+        given = {**feeds, "positions": feeds["positions"].astype(np.int64)}
+        (probabilities,) = self._session.run(None, given)
+        return {"weights": np.maximum(1, probabilities * MAX_WEIGHT).astype(np.int32)}
 
 
 def main() -> None:
@@ -88,39 +97,19 @@ def main() -> None:
             row["saved_against_uniform"] = round(1 - row["bits_per_token"] / uniform, 4)
 
         grid, schedule = grids[0], constants.schedule
-        session = float_session("tiny", args.threads)
-        names = [node.name for node in session.get_inputs()]
-        plan = passes(schedule, *grid.shape)
-
-        def weights(state: np.ndarray[Any, Any], chosen: np.ndarray[Any, Any]) -> Any:
-            feeds = dict(zip(names, (state[None], chosen.astype(np.int64)), strict=True))
-            probabilities = session.run(None, feeds)[0][0]
-            return np.maximum(1, probabilities * 65536).astype(np.int32)
-
-        def run_float(decoder: TokenDecoder | None, encoder: TokenEncoder | None) -> None:
-            state = np.full_like(grid, constants.codebook_size)
-            for chosen in plan:
-                table_of_pass = weights(state, chosen)
-                if encoder is not None:
-                    encoder.encode(grid.ravel()[chosen], table_of_pass)
-                if decoder is not None:
-                    decoder.decode(table_of_pass)
-                state.ravel()[chosen] = grid.ravel()[chosen]
-
-        float_encoder = TokenEncoder()
-        run_float(None, float_encoder)
-        float_stream, exact_stream = float_encoder.finish(), coder.encode(grid, schedule)
+        size, tile = constants.codebook_size, constants.entropy_tile
+        coders = {
+            "exact": coder,
+            "float": EntropyCodec(FloatEngine("tiny", args.threads), size, tile),
+        }
+        streams = {name: [one.encode(grid, schedule)] for name, one in coders.items()}
         times = interleaved(
             {
-                "exact": lambda: coder.decode([exact_stream], grid.shape, schedule),
-                "float": lambda: run_float(TokenDecoder(float_stream), None),
+                name: partial(one.decode, streams[name], grid.shape, schedule)
+                for name, one in coders.items()
             },
             args.rounds,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "photo.pco")
-            file.write_bytes(codec.encode(read_image(photos[0]).pixels))
-            assert unpack(file.read_bytes()).tokens == exact_stream
     ratio = statistics.median(times["exact"]) / statistics.median(times["float"])
     report(
         args.save or "entropy",

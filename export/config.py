@@ -82,7 +82,6 @@ class StageConfig(_Strict, frozen=True):
     one_step_share: float = 0.5
     pixel_weight: float = 1.0
     pixel_batch: int = 8
-    codebook_decay: float = 0.99
     ema: float = 0.999
 
 
