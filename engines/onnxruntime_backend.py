@@ -22,6 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from percoedge.engines import memory
 from percoedge.engines.contract import Buffer, GraphSource, TensorSpec, check_tensors
 from percoedge.engines.graph_scan import check_model
+from percoedge.engines.manifest import VARIANTS
 from percoedge.errors import BackendError, UsageError
 
 __all__ = ["OPTIMIZATIONS", "PROVIDERS", "OnnxRuntimeBackend", "OnnxRuntimeEngine", "OrtBuffer"]
@@ -101,7 +102,7 @@ class OnnxRuntimeEngine:
         self.inputs = source.inputs
         self.outputs = source.outputs
         self._where = f"graph {source.kind!r} ({source.variant}, {backend.name})"
-        self._device = backend.device
+        self._place = (backend.device, int(backend.provider_options.get("device_id", 0)))
         self._session = session
         _check_interface(self._where + ": input", self.inputs, session.get_inputs())
         _check_interface(self._where + ": output", self.outputs, session.get_outputs())
@@ -122,7 +123,7 @@ class OnnxRuntimeEngine:
                     hosts.append(np.asarray(feed, order="C"))
                     binding.bind_cpu_input(spec.name, hosts[-1])
             for spec in self.outputs:
-                binding.bind_output(spec.name, self._device if on_device else "cpu")
+                binding.bind_output(spec.name, *(self._place if on_device else ("cpu", 0)))
             session.run_with_iobinding(binding)
             values = [OrtBuffer(value) for value in binding.get_outputs()]
         except Exception as error:  # the library's errors have no common base
@@ -158,13 +159,15 @@ class OnnxRuntimeBackend:
 
     ``name``: a key of PROVIDERS. ``threads``: per engine, at least 1; None takes the processors
     that this process may use. ``optimization``: a key of OPTIMIZATIONS. ``provider_options`` go to
-    the provider as they are. Raises UsageError for a value outside these.
+    the provider as they are. ``precision``: the variant of graphs to read, None for the provider's
+    fastest. Raises UsageError for a value outside these.
     """
 
     name: str = "onnxruntime-cpu"
     threads: int | None = None
     optimization: str = "all"
     provider_options: Mapping[str, str] = field(default_factory=dict)
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if self.name not in PROVIDERS:
@@ -175,10 +178,14 @@ class OnnxRuntimeBackend:
             raise UsageError(
                 f"expected optimization of {', '.join(OPTIMIZATIONS)}, got {self.optimization!r}"
             )
+        if self.precision not in (None, *VARIANTS):
+            raise UsageError(
+                f"expected a precision of {', '.join(VARIANTS)}, got {self.precision!r}"
+            )
 
     @property
     def variant(self) -> str:
-        return "fp32" if self.device == "cpu" else "fp16"
+        return self.precision or ("int8" if self.device == "cpu" else "fp16")
 
     @property
     def device(self) -> str:

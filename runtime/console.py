@@ -9,14 +9,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from percoedge.errors import OutputError
 
-__all__ = ["Console", "discard_stdout", "flush_stdout", "printable", "say_error", "size_text"]
+__all__ = [
+    "Console",
+    "ProgressLine",
+    "discard_stdout",
+    "flush_stdout",
+    "printable",
+    "say_error",
+    "size_text",
+]
+
+_REDRAW_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,15 @@ class Console:
             if not self.quiet:
                 _say(sys.stderr, f"percoedge: note: {name}: {note}")
 
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[ProgressLine]:
+        """Tell on stderr what is being done, for as long as the ``with`` lasts."""
+        line = ProgressLine(None if self.quiet else sys.stderr)
+        try:
+            yield line
+        finally:
+            line.clear()
+
     def report(self, record: Mapping[str, Any], lines: Iterable[str]) -> None:
         """Print the result: ``record`` as JSON, or ``lines``."""
         stream = sys.stderr if self.data_on_stdout else sys.stdout
@@ -45,6 +66,46 @@ class Console:
         elif not self.quiet:
             for line in lines:
                 _say(stream, line)
+
+
+class ProgressLine:
+    """On a terminal one line that is drawn again and again, elsewhere a line for each task."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._redraws = stream is not None and stream.isatty()
+        self._task = ""
+        self._width = 0
+        self._drawn = 0.0
+
+    def show(self, task: str, share: float = 0.0, detail: str = "") -> None:
+        """Show a task, the share of it that is done (0..1), and what is being done at the moment.
+
+        Cheap: a terminal is drawn on a few times a second, and other streams are told of the task.
+        """
+        if self._redraws:
+            now = time.monotonic()
+            if task != self._task or now - self._drawn >= _REDRAW_SECONDS:
+                self._drawn = now
+                self._draw(f"{task}: {share:4.0%} {detail}".rstrip())
+        elif task != self._task:
+            _say(self._stream, f"percoedge: {task}")
+        self._task = task
+
+    def clear(self) -> None:
+        """Take the line off the terminal."""
+        if self._width:
+            self._draw("")
+            self._draw("")  # and the cursor back to the left
+
+    def _draw(self, text: str) -> None:
+        text = printable(text)[: shutil.get_terminal_size().columns - 1]
+        padded = text.ljust(self._width)  # over all of the last text
+        self._width = len(text)
+        if self._stream is not None:
+            with contextlib.suppress(OSError, ValueError):  # it takes no more: nobody watches
+                self._stream.write(f"\r{padded}")
+                self._stream.flush()
 
 
 def say_error(message: str) -> None:

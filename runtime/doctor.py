@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from percoedge import __version__
-from percoedge.errors import EngineError, PercoedgeError
+from percoedge.errors import BundleError, EngineError, PercoedgeError
 from percoedge.runtime.console import Console, size_text
 
 __all__ = ["doctor"]
@@ -25,7 +25,10 @@ _T = TypeVar("_T")
 
 # Distributions asked for their version: those needed, then those that add something.
 _NEEDED = ("numpy", "pillow", "msgspec")
-_OPTIONAL = ("constriction", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+_OPTIONAL = (
+    *("constriction", "onnxruntime", "onnxruntime-gpu"),
+    *("tensorrt", "tensorrt-rtx", "cuda-core", "cuda-bindings"),
+)
 
 
 def doctor(options: Namespace, console: Console) -> int:
@@ -118,9 +121,15 @@ def _backends() -> list[dict[str, Any]]:
 
 
 def _auto() -> str:
+    """What is taken for the default bundle: plans of TensorRT are those of one bundle."""
     from percoedge.engines.backends import select
+    from percoedge.engines.bundle import Bundle
 
-    return select("auto").name
+    try:
+        bundle = Bundle.open("tiny")
+    except BundleError:  # told below, with the bundles
+        bundle = None
+    return select("auto", bundle=bundle).name
 
 
 def _bundles(attempt: Callable[[str, Callable[[], Any]], Any]) -> list[dict[str, Any]]:

@@ -7,11 +7,19 @@ import sys
 import types
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 
 from percoedge.engines import onnxruntime_backend
 from percoedge.engines.backends import BACKENDS, available, select
-from percoedge.engines.onnxruntime_backend import PROVIDERS, OnnxRuntimeBackend
+from percoedge.engines.contract import GraphSource, TensorSpec
+from percoedge.engines.onnxruntime_backend import (
+    PROVIDERS,
+    OnnxRuntimeBackend,
+    OnnxRuntimeEngine,
+)
+from percoedge.engines.tensorrt_library import LIBRARIES
 from percoedge.errors import BackendError, UsageError
 
 
@@ -45,8 +53,22 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 def test_auto_takes_the_cpu_where_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = install(monkeypatch, [CPU], [CPU])
-    assert (select().name, select().variant) == ("onnxruntime-cpu", "fp32")
+    assert (select().name, select().variant) == ("onnxruntime-cpu", "int8")
     assert sessions == []
+
+
+def test_a_variant_may_follow_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, [CUDA, CPU], [CUDA, CPU])
+    for name in ("onnxruntime-cpu", "onnxruntime-cuda"):
+        backend = select(f"{name}:fp32", threads=2)
+        assert (backend.name, backend.variant) == (name, "fp32")
+    with pytest.raises(UsageError, match="expected a precision of fp32, fp16, int8, got 'fp8'"):
+        select("onnxruntime-cpu:fp8")
+    for name in ("auto", "tensorrt"):
+        with pytest.raises(
+            UsageError, match=f"expected a named backend with a variant, got '{name}'"
+        ):
+            select(f"{name}:fp32")
 
 
 def test_auto_takes_a_gpu_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +109,7 @@ def test_without_onnxruntime_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch
         {"threads": 0},
         {"optimization": "most"},
         {"provider_options": {"device_id": "0"}},
+        {"name": "tensorrt-rtx", "provider_options": {"device_id": "0"}},
     ],
 )
 def test_arguments_out_of_domain(arguments: dict[str, Any]) -> None:
@@ -101,8 +124,35 @@ def test_provider_options_reach_the_provider(monkeypatch: pytest.MonkeyPatch) ->
     assert (options["use_tf32"], options["device_id"]) == ("1", "1")
 
 
-def test_backends_and_providers_are_the_same_set() -> None:
-    assert set(BACKENDS) == set(PROVIDERS)
+def test_outputs_are_left_on_the_gpu_that_runs_the_graph() -> None:
+    bound = []
+
+    class Binding:
+        def bind_output(self, *place: Any) -> None:
+            bound.append(place)
+
+        def get_outputs(self) -> list[Any]:
+            array = np.zeros(3, np.float32)
+            return [onnxruntime.OrtValue.ortvalue_from_numpy(array)]
+
+    output = types.SimpleNamespace(name="y", type="tensor(float)", shape=[3])
+    session = types.SimpleNamespace(
+        get_inputs=lambda: [],
+        get_outputs=lambda: [output],
+        io_binding=Binding,
+        run_with_iobinding=lambda binding: None,
+    )
+    source = GraphSource("probe", "fp16", b"", {}, (), (TensorSpec("y", "float32", (3,)),))
+    for options, device in (({}, 0), ({"device_id": "1"}, 1)):
+        backend = OnnxRuntimeBackend("onnxruntime-cuda", provider_options=options)
+        engine = OnnxRuntimeEngine(session, source, backend)
+        engine.run({}, on_device=True)
+        engine.run({})
+        assert bound[-2:] == [("y", "cuda", device), ("y", "cpu", 0)]
+
+
+def test_every_provider_and_every_library_is_a_backend() -> None:
+    assert set(BACKENDS) == {*PROVIDERS, *LIBRARIES}
     with pytest.raises(UsageError, match="expected a backend of"):
         OnnxRuntimeBackend("abacus")
 

@@ -1,0 +1,275 @@
+"""One NVIDIA GPU: a stream, memory on both sides of the bus, copies, marks, and captured work.
+
+The only module that imports ``cuda`` (cuda.core 1.x and the bindings below it), and only at use; no
+framework is needed. Everything queued here runs in the order in which it was queued, and nothing
+has happened on the host's side before ``wait`` returns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from percoedge.errors import BackendError
+
+__all__ = ["Captured", "DeviceMemory", "Gpu", "HostMemory", "Mark"]
+
+_MIB = 1 << 20
+_MIN_PINNED_BYTES = 4096
+
+
+class Gpu:
+    """The first GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses), with one stream of its own.
+
+    ``name``; ``sm``: compute capability, 89 for 8.9; ``cuda_version``: newest CUDA that the driver
+    knows, "13.0"; ``stream``: the stream's handle as an integer. Raises BackendError when there is
+    no driver, no GPU or no cuda.core.
+
+    A GPU that reports an error such as an illegal address is lost to this process: from then on
+    every method raises the same BackendError. Methods may be called from any thread, after
+    ``enter`` in that thread.
+    """
+
+    def __init__(self) -> None:
+        self._core, self._bindings = _import_cuda()
+        self._lost: str | None = None
+        self._entered = threading.local()
+        self._pinned: dict[int, list[Any]] = {}  # size -> host buffers that nobody uses
+        try:
+            device = self._core.Device(0)
+            device.set_current()
+            major, minor = device.compute_capability
+            self.name, self.sm = str(device.name), 10 * major + minor
+            version = self._driver("cuDriverGetVersion")[0]
+            self.cuda_version = f"{version // 1000}.{version % 1000 // 10}"
+            self._stream = device.create_stream()
+            self._capturing = device.create_stream()  # so that no thread's work strays into a graph
+            self._memory = device.memory_resource
+            if device.properties.memory_pools_supported:
+                # A pool of one's own gives memory back when it is freed; the shared one keeps it.
+                options = self._core.DeviceMemoryResourceOptions()
+                self._memory = self._core.DeviceMemoryResource(device, options)
+        except Exception as error:  # cuda.core's errors have no common base
+            raise BackendError(
+                f"expected an NVIDIA GPU with its driver, got: {str(error).rstrip('.')}; install "
+                "the driver, and see that nvidia-smi (tegrastats on Jetson) lists a GPU"
+            ) from error
+        self._host_memory = self._core.LegacyPinnedMemoryResource()
+        self._device = device
+        self.stream = int(self._stream.handle)
+        self._entered.done = True
+
+    def enter(self) -> None:
+        """Let this thread use the GPU; raises BackendError when the GPU is lost."""
+        if self._lost is not None:
+            raise BackendError(self._lost)
+        if not getattr(self._entered, "done", False):
+            self._core.Device(0).set_current()
+            self._entered.done = True
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """Free and total memory of the GPU."""
+        free, total = self._driver("cuMemGetInfo")
+        return int(free), int(total)
+
+    def allocate(self, size_bytes: int) -> DeviceMemory:
+        """Memory on the GPU, aligned to 256 bytes; raises BackendError when there is too little."""
+        try:
+            buffer = self._memory.allocate(max(size_bytes, 1), stream=self._stream)
+        except Exception as error:
+            if "OUT_OF_MEMORY" not in str(error).upper():
+                raise self.failure("allocating memory", error) from error
+            free, total = self.memory_bytes()
+            raise BackendError(
+                f"{self.name}: expected {size_bytes / _MIB:.0f} MiB of free GPU memory, got "
+                f"{free / _MIB:.0f} of {total / _MIB:.0f} MiB; load graphs one at a time "
+                "(--low-memory), decode fewer or smaller pictures at once, or close other programs"
+            ) from error
+        return DeviceMemory(int(buffer.handle), size_bytes, buffer)
+
+    def pinned(self, size_bytes: int) -> HostMemory:
+        """Host memory that copies need not stage; it is used again when its array is gone.
+
+        The contents are whatever was there before.
+        """
+        rounded = max(_MIN_PINNED_BYTES, 1 << (size_bytes - 1).bit_length())
+        try:
+            buffer = self._pinned[rounded].pop()
+        except (KeyError, IndexError):
+            try:
+                buffer = self._host_memory.allocate(rounded)
+            except Exception as error:
+                raise self.failure(f"pinning {rounded / _MIB:.1f} MiB", error) from error
+        address = int(buffer.handle)
+        lease = _Lease(buffer, address, size_bytes, self._pinned.setdefault(rounded, []))
+        return HostMemory(address, np.asarray(lease))
+
+    def copy(self, target: int, source: int, size_bytes: int) -> None:
+        """Queue a copy between two addresses, each on the GPU or pinned."""
+        handle = self._core.Buffer.from_handle
+        try:
+            handle(target, size_bytes).copy_from(handle(source, size_bytes), stream=self._stream)
+        except Exception as error:
+            raise self.failure("copying", error) from error
+
+    def mark(self) -> Mark:
+        """A mark to put behind queued work and to wait for."""
+        return Mark(self, self._device.create_event(), self._stream)
+
+    def capture(self, enqueue: Callable[[int], bool]) -> Captured | None:
+        """Record what ``enqueue`` queues on the stream it is given, to be launched as one.
+
+        Nothing runs here. ``enqueue`` returns whether all went well. None when this work cannot be
+        recorded, which does no harm: queue it as before.
+        """
+        try:
+            builder = self._capturing.create_graph_builder()
+            builder.begin_building("thread_local")
+            try:
+                sound = enqueue(int(self._capturing.handle))
+            finally:
+                builder.end_building()
+            return Captured(self, builder.complete(), self._stream) if sound else None
+        except Exception:
+            return None
+
+    def wait(self) -> None:
+        """Block until everything queued is done; raises BackendError when some of it failed."""
+        try:
+            self._stream.sync()
+        except Exception as error:
+            raise self.failure("waiting for the GPU", error) from error
+
+    def failure(self, what: str, cause: object) -> BackendError:
+        """The error to raise for work that failed; finds out whether the GPU is lost.
+
+        A lost GPU fails at everything, so it is asked for nothing but to wait.
+        """
+        if self._lost is None:
+            try:
+                self._device.sync()
+            except Exception as error:
+                self._lost = (
+                    f"{self.name}: expected it to work on, got: {error}; after such an error "
+                    "nothing runs on the GPU in this process: start the process again, and report "
+                    "it if it comes back"
+                )
+        return BackendError(self._lost or f"{self.name}: {what} failed: {cause}")
+
+    def trim(self) -> None:
+        """Give back pinned memory: what is unused now, the rest when its arrays are gone.
+
+        Memory on the GPU needs no such call.
+        """
+        self._pinned = {}  # what is lent goes back to lists that nobody looks at any more
+
+    def _driver(self, function: str) -> tuple[Any, ...]:
+        """Call a function of the driver that cuda.core has no name for."""
+        code, *values = getattr(self._bindings, function)()
+        if code:
+            raise BackendError(f"{function} failed: {code}")
+        return tuple(values)
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory on the GPU; freed in the order of the stream, at the latest when nobody refers to it.
+
+    So work that is queued already may still use it.
+    """
+
+    address: int
+    size_bytes: int
+    _buffer: Any
+
+    def free(self) -> None:
+        with contextlib.suppress(Exception):  # of a lost GPU; there is nothing left to free
+            self._buffer.close()
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Pinned memory on the host; ``array`` (uint8) and views of it keep it."""
+
+    address: int
+    array: NDArray[np.uint8]
+
+
+class Mark:
+    """A place in the stream; make one with ``Gpu.mark``."""
+
+    def __init__(self, gpu: Gpu, event: Any, stream: Any) -> None:
+        self._gpu = gpu
+        self._event = event
+        self._stream = stream
+
+    def put(self) -> None:
+        """Put the mark behind what is queued now."""
+        try:
+            self._stream.record(self._event)
+        except Exception as error:
+            raise self._gpu.failure("recording an event", error) from error
+
+    def wait(self) -> None:
+        """Block until what was queued before the mark is done; at once when it was never put."""
+        try:
+            self._event.sync()
+        except Exception as error:
+            raise self._gpu.failure("waiting for the GPU", error) from error
+
+
+class Captured:
+    """Work that was captured; the memory that it names must live as long as it is launched."""
+
+    def __init__(self, gpu: Gpu, graph: Any, stream: Any) -> None:
+        self._gpu = gpu
+        self._graph = graph
+        self._stream = stream
+
+    def launch(self) -> None:
+        """Queue the work."""
+        try:
+            self._graph.launch(self._stream)
+        except Exception as error:
+            raise self._gpu.failure("launching a CUDA graph", error) from error
+
+    def free(self) -> None:
+        with contextlib.suppress(Exception):
+            self._graph.close()
+
+
+class _Lease:
+    """Lends a pinned buffer to numpy arrays, and takes it back when the last of them is gone."""
+
+    def __init__(self, buffer: Any, address: int, size_bytes: int, unused: list[Any]) -> None:
+        self.__array_interface__ = {
+            "shape": (size_bytes,),
+            "typestr": "|u1",
+            "data": (address, False),
+            "version": 3,
+        }
+        self._buffer = buffer
+        self._unused = unused
+
+    def __del__(self) -> None:
+        self._unused.append(self._buffer)
+
+
+def _import_cuda() -> tuple[Any, Any]:
+    """cuda.core and the bindings of the driver, which must be there too."""
+    try:
+        import cuda.core as core
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise BackendError(
+            f"expected the packages cuda-core and cuda-bindings, cannot import them ({error}); "
+            "install them with: pip install cuda-core cuda-bindings (of the major version of CUDA "
+            "that the driver knows: 'cuda-bindings<13' on JetPack 6)"
+        ) from error
+    return core, driver

@@ -1,0 +1,231 @@
+"""A GPU made of numpy memory: stands in for cuda.core where there is none.
+
+Work is queued and does nothing before somebody waits for it, as on a GPU. So what reads too early,
+overwrites too early, frees too early or uses a wrong address gives wrong results or an error.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRESH = 0xA5  # what memory holds before anything is written
+
+
+class CudaError(Exception):
+    """What cuda.core raises."""
+
+
+class StandInGpu:
+    """``core`` and ``bindings`` take the places of cuda.core and cuda.bindings.driver.
+
+    ``used_bytes`` and ``pinned_bytes`` are allocated; ``launches`` counts CUDA graphs that were
+    launched and ``fetches`` the copies to pinned memory. ``capturable``: whether work can be
+    captured. ``break_down`` makes all that is queued later fail for good.
+    """
+
+    def __init__(self, sm: tuple[int, int] = (8, 9), total_bytes: int = 1 << 28) -> None:
+        self.total_bytes = total_bytes
+        self.used_bytes = self.pinned_bytes = self.launches = self.fetches = 0
+        self.capturable = True
+        self._error: str | None = None
+        self._blocks: dict[int, NDArray[np.uint8]] = {}
+        self._pinned: set[int] = set()
+        self._queues: dict[int, list[Callable[[], None]]] = {}  # by stream
+        self._captures: dict[int, list[Callable[[], None]]] = {}  # likewise
+        self._current = threading.local()
+        self._turn = threading.RLock()  # one thread at a time does what is queued
+        gpu = self
+
+        class Buffer:
+            def __init__(self, handle: int, size: int, free: Callable[[], None] | None) -> None:
+                self.handle, self.size, self._free = handle, size, free
+
+            @staticmethod
+            def from_handle(handle: int, size: int) -> Buffer:
+                return Buffer(handle, size, None)
+
+            def copy_from(self, source: Buffer, *, stream: Any) -> None:
+                gpu.check()
+                target, start, size = self.handle, source.handle, self.size
+                gpu.fetches += target in gpu._pinned
+                if source.size != size:
+                    raise ValueError("sizes differ")
+
+                def copy() -> None:
+                    gpu.memory(target, size)[:] = gpu.memory(start, size)
+
+                gpu.queue(copy, stream.handle)
+
+            def close(self) -> None:
+                if self._free is not None:
+                    self._free()
+                self._free = None
+
+            __del__ = close
+
+        class Pool:
+            def __init__(self, device: Any, options: Any) -> None: ...
+
+            def allocate(self, size: int, *, stream: Any) -> Buffer:
+                gpu.check()
+                if gpu._captures:
+                    raise CudaError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
+                if gpu.used_bytes + size > gpu.total_bytes:
+                    raise CudaError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
+                address = gpu._add(size)
+                gpu.used_bytes += size
+
+                def free() -> None:  # in the order of the stream
+                    gpu.used_bytes -= size
+                    gpu._queues[stream.handle].append(lambda: gpu._remove(address))
+
+                return Buffer(address, size, free)
+
+        class Pinned:
+            def allocate(self, size: int) -> Buffer:
+                gpu.check()
+                address = gpu._add(size)
+                gpu._pinned.add(address)
+                gpu.pinned_bytes += size
+
+                def free() -> None:
+                    gpu.pinned_bytes -= size
+                    gpu._pinned.discard(address)
+                    gpu._remove(address)
+
+                return Buffer(address, size, free)
+
+        class Event:
+            done, stream = True, 0
+
+            def sync(self) -> None:
+                gpu.check()
+                while not self.done:
+                    gpu._step(self.stream)
+
+        class Builder:
+            def __init__(self, stream: Stream) -> None:
+                self._stream = stream
+
+            def begin_building(self, mode: str) -> None:
+                gpu.check()
+                gpu._captures[self._stream.handle] = []
+
+            def end_building(self) -> None:
+                self._work = gpu._captures.pop(self._stream.handle)
+                if not gpu.capturable:
+                    raise CudaError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+
+            def complete(self) -> Any:
+                work = list(self._work)
+
+                def launch(stream: Stream) -> None:
+                    gpu.check()
+                    gpu.launches += 1
+                    for part in work:
+                        gpu.queue(part, stream.handle)
+
+                return SimpleNamespace(launch=launch, close=work.clear)
+
+        class Stream:
+            def __init__(self) -> None:
+                self.handle = len(gpu._queues) + 1
+                gpu._queues[self.handle] = []
+
+            def create_graph_builder(self) -> Builder:
+                return Builder(self)
+
+            def sync(self) -> None:
+                gpu.check()
+                if gpu._captures:
+                    raise CudaError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
+                while gpu._queues[self.handle]:
+                    gpu._step(self.handle)
+
+            def record(self, event: Event) -> None:
+                event.done, event.stream = False, self.handle
+                gpu.queue(lambda: setattr(event, "done", True), self.handle)
+
+        class Device:
+            name = "Stand-in 4090"
+            compute_capability = sm
+            properties = SimpleNamespace(memory_pools_supported=True)
+            memory_resource = None
+
+            def __init__(self, ordinal: int) -> None: ...
+
+            def create_stream(self) -> Stream:
+                return Stream()
+
+            def create_event(self) -> Event:
+                return Event()
+
+            def set_current(self) -> None:
+                gpu._current.set = True
+
+            def sync(self) -> None:
+                gpu.check()
+
+        self.core = SimpleNamespace(
+            Device=Device,
+            Buffer=Buffer,
+            DeviceMemoryResource=Pool,
+            DeviceMemoryResourceOptions=SimpleNamespace,
+            LegacyPinnedMemoryResource=Pinned,
+        )
+        self.bindings = SimpleNamespace(
+            cuDriverGetVersion=lambda: (0, 13010),
+            cuMemGetInfo=lambda: (0, self.total_bytes - self.used_bytes, self.total_bytes),
+        )
+
+    def memory(self, address: int, size: int) -> NDArray[np.uint8]:
+        """Bytes at an address, all of one allocation; raises CudaError."""
+        for start, block in self._blocks.items():
+            if start <= address and address + size <= start + len(block):
+                return block[address - start : address - start + size]
+        raise CudaError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
+
+    def queue(self, work: Callable[[], None], stream: int) -> None:
+        """Put work behind what is queued, or into the graph that is captured from that stream."""
+        self.check()
+        self._captures.get(stream, self._queues[stream]).append(work)
+
+    def break_down(self) -> None:
+        """Queue an access to address 0 on the first stream."""
+        self._queues[1].append(lambda: self._remove(0))
+
+    def check(self) -> None:
+        """Raise CudaError for a lost GPU, and in a thread that did not make it current."""
+        if self._error is not None:
+            raise CudaError(self._error)
+        if not getattr(self._current, "set", False):
+            raise CudaError("CUDA_ERROR_INVALID_CONTEXT: invalid device context")
+
+    def _step(self, stream: int) -> None:
+        with self._turn:
+            if not self._queues[stream]:
+                return
+            try:
+                self._queues[stream].pop(0)()
+            except CudaError as error:
+                self._error = str(error)
+                self._queues = {handle: [] for handle in self._queues}
+                raise
+
+    def _remove(self, address: int) -> None:
+        if self._blocks.pop(address, None) is None:
+            raise CudaError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
+
+    def _add(self, size: int) -> int:
+        block = np.full(size + 256, FRESH, np.uint8)
+        start = -block.ctypes.data % 256
+        block = block[start : start + size]
+        address = block.ctypes.data
+        self._blocks[address] = block
+        return address

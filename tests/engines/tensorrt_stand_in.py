@@ -1,0 +1,260 @@
+"""Stands in for tensorrt and tensorrt_rtx where plans are run; graphs are run for real, on the CPU.
+
+A plan is any bytes that were entered in ``plans``. Execution contexts read their inputs and write
+their outputs at the addresses they were given, when the stand-in of the GPU gets to it.
+"""
+
+from __future__ import annotations
+
+import enum
+import weakref
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from gpu_stand_in import StandInGpu
+
+from percoedge.engines.bundle import Bundle
+from percoedge.engines.contract import Engine, GraphSource, TensorSpec, check_tensors, split_axis
+from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
+from percoedge.engines.plan_cache import PlanCache
+from percoedge.engines.plan_record import BuildRequest, graph_digest
+from percoedge.engines.profiles import Profile, profile_for
+from percoedge.engines.tensorrt_backend import TensorRtBackend
+from percoedge.engines.tensorrt_library import Library
+
+DataType = enum.Enum("DataType", "BOOL UINT8 INT8 INT32 INT64 HALF FLOAT")
+TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
+_TYPES = dict(
+    zip(("bool", "uint8", "int8", "int32", "int64", "float16", "float32"), DataType, strict=True)
+)
+
+
+class ILogger:
+    """What loggers derive from."""
+
+
+@dataclass
+class StandInTensorRt:
+    """``library`` takes the place of one that was imported.
+
+    ``runs`` counts what was enqueued or captured, ``contexts`` those made, ``compiled`` the shapes
+    that kernels were compiled for; a plan is refused on a GPU that is not among its ``targets``.
+    """
+
+    name: str
+    gpu: StandInGpu
+    sm: int = 89
+    runs: int = 0
+    contexts: int = 0
+    compiled: int = 0
+    plans: dict[bytes, tuple[GraphSource, Profile, tuple[int, ...]]] = field(default_factory=dict)
+    config: Any = None
+    logger: Any = None
+    broken: bool = False
+
+    @property
+    def library(self) -> Library:
+        module = SimpleNamespace(
+            ILogger=ILogger,
+            Runtime=self._runtime,
+            TensorIOMode=TensorIOMode,
+            ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
+            CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole"),
+            DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+        )
+        return Library(self.name, "1.7.1", module)
+
+    def complain(self, text: str) -> None:
+        self.logger.log("Severity.ERROR", text)
+
+    def _runtime(self, logger: Any) -> Any:
+        self.logger = logger
+        return SimpleNamespace(deserialize_cuda_engine=self._deserialize)
+
+    def _deserialize(self, plan: bytes) -> Any:
+        source, profile, targets = self.plans[plan]
+        if self.sm not in targets:
+            self.complain("the engine plan file is generated on an incompatible device")
+            return None
+        made = RtxPlanEngine if "rtx" in self.name else PlanEngine
+        return made(self, source, profile)
+
+
+class PlanEngine:
+    """An engine of tensorrt 10.3."""
+
+    def __init__(self, owner: StandInTensorRt, source: GraphSource, profile: Profile) -> None:
+        self.owner, self.source, self.profile = owner, source, profile
+        self.run = OnnxRuntimeBackend(threads=1).load(source).run
+        self.specs = {spec.name: spec for spec in (*source.inputs, *source.outputs)}
+        self.num_io_tensors = len(self.specs)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.specs)[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        is_input = name in [spec.name for spec in self.source.inputs]
+        return TensorIOMode.INPUT if is_input else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return _TYPES[self.specs[name].dtype]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(-1 if isinstance(axis, str) else axis for axis in self.specs[name].shape)
+
+    def create_execution_context(self, strategy: Any) -> Context:
+        assert strategy == "user"
+        self.owner.contexts += 1
+        return Context(self)
+
+
+class RtxPlanEngine(PlanEngine):
+    """An engine of tensorrt_rtx 1.7."""
+
+    def create_runtime_config(self) -> Any:
+        config = SimpleNamespace(
+            cuda_graph_strategy="none", dynamic_shapes_kernel_specialization_strategy="lazy"
+        )
+        config.set_execution_context_allocation_strategy = lambda s: setattr(config, "memory", s)
+        config.create_runtime_cache = RuntimeCache
+        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
+        return config
+
+    def create_execution_context(self, config: Any) -> Context:
+        assert config.memory == "user"
+        self.owner.config = config
+        self.owner.contexts += 1
+        return Context(self)
+
+
+class RuntimeCache:
+    """What was compiled, as text: a shape a line."""
+
+    def __init__(self) -> None:
+        self.kernels: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return "\n".join(["kernels", *sorted(self.kernels)]).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        head, *kernels = blob.decode().split("\n")
+        self.kernels = set(kernels)
+        return head == "kernels"
+
+
+class Context:
+    """An execution context whose memory is given to it."""
+
+    def __init__(self, engine: PlanEngine) -> None:
+        self.engine, self.gpu = engine, engine.owner.gpu
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.scratch = (0, 0)
+        self.needed = 0
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        low, _, high = self.engine.profile.shapes(self.engine.specs[name])
+        fits = all(a <= side <= b for a, side, b in zip(low, shape, high, strict=True))
+        self.shapes[name] = shape
+        if not fits:
+            self.engine.owner.complain(f"{name} is out of its range")
+        return fits
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        views = {key: np.broadcast_to(np.zeros((), self._type(key)), shape)
+                 for key, shape in self.shapes.items()}  # fmt: skip
+        sizes = check_tensors("stand-in", self.engine.source.inputs, views)
+
+        def side(axis: int | str) -> int:
+            factor, symbol = split_axis(axis) if isinstance(axis, str) else (axis, "")
+            return factor * sizes.get(symbol, 1)
+
+        return tuple(map(side, self.engine.specs[name].shape))
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        self.needed = 64 * max(prod(shape) for shape in self.shapes.values())
+        return self.needed
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert address % 256 == 0
+        assert size >= self.needed
+        self.scratch = (address, size)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        assert address % 256 == 0
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        owner, source = self.engine.owner, self.engine.source
+        if owner.broken or len(self.addresses) != len(self.engine.specs):
+            owner.complain("enqueue failed")
+            return False
+        owner.runs += 1
+        if owner.config is not None:
+            kernels, compiling = owner.config.cache.kernels, str(sorted(self.shapes.items()))
+            owner.compiled += compiling not in kernels
+            kernels.add(compiling)
+        alive, addresses, shapes = weakref.ref(self), dict(self.addresses), dict(self.shapes)
+        shapes |= {spec.name: self.get_tensor_shape(spec.name) for spec in source.outputs}
+        scratch, run, gpu = self.scratch, self.engine.run, self.gpu
+
+        def tensor(spec: TensorSpec) -> Any:
+            dtype = np.dtype(spec.dtype)
+            size = prod(shapes[spec.name]) * dtype.itemsize
+            return gpu.memory(addresses[spec.name], size).view(dtype).reshape(shapes[spec.name])
+
+        def work() -> None:
+            assert alive() is not None, "the execution context is gone"
+            gpu.memory(*scratch)[:] = 0xEE
+            feeds = {spec.name: tensor(spec).copy() for spec in source.inputs}
+            for spec, result in zip(source.outputs, run(feeds).values(), strict=True):
+                tensor(spec)[...] = result
+
+        gpu.queue(work, stream)
+        return True
+
+    def _type(self, name: str) -> str:
+        return self.engine.specs[name].dtype
+
+
+class Place:
+    """A machine with a GPU of compute capability ``sm``, TensorRT, and a cache of plans."""
+
+    def __init__(self, name: str, cache: Path, sm: int = 89) -> None:
+        self.gpu = StandInGpu(sm=divmod(sm, 10))
+        self.trt = StandInTensorRt(name, self.gpu, sm)
+        self.cache = PlanCache(cache)
+        self.backend = TensorRtBackend(name, self.cache)
+
+    def build(
+        self, bundle: Bundle, kind: str, targets: tuple[int, ...] = (89,), **request: Any
+    ) -> GraphSource:
+        """Enter a plan for a graph into the cache; returns the graph."""
+        variants = bundle.manifest.graphs[kind].variants
+        source = bundle.read(kind, "fp16" if "fp16" in variants else "fp32")
+        asked = BuildRequest(**{"bundle": "toy", **request})
+        specs = (*source.inputs, *source.outputs)
+        profile = profile_for(kind, specs, bundle.codec, asked.sizes, asked.batches)
+        plan = f"{kind} {profile} {targets}".encode()
+        self.trt.plans[plan] = source, profile, targets
+        with self.cache.scratch() as folder:
+            (folder / "plan").write_bytes(plan)
+            self.cache.store(
+                folder / "plan",
+                kind=kind,
+                precision=source.variant,
+                graph_sha256=graph_digest(source),
+                library=self.trt.library,
+                targets=targets,
+                profile=profile,
+                request=asked,
+            )
+        return source
+
+    def load(self, bundle: Bundle, kind: str, **request: Any) -> Engine:
+        return self.backend.load(self.build(bundle, kind, batches=(4,), **request))
