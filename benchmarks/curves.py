@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-STAGES = ("vae", "codec", "codec_wide", "mim", "mim_exact")
+STAGES = ("vae", "codec", "codec_wide", "refine", "mim", "mim_exact", "mim_classic")
 
 
 def main() -> None:
@@ -29,6 +29,9 @@ def main() -> None:
         if "psnr_db" in curve[0]:
             right = panel.twinx()
             right.plot(steps, [line["psnr_db"] for line in curve], color="tab:orange")
+            if "few_psnr_db" in curve[0]:
+                few = [line["few_psnr_db"] for line in curve]
+                right.plot(steps, few, color="tab:orange", linestyle=":")
             right.set_ylabel("PSNR of crops, dB", color="tab:orange")
         panel.set_ylabel("loss", color="tab:blue")
     figure.tight_layout()

@@ -40,7 +40,7 @@ class FloatGraph(nn.Module):
         self.mim = mim
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        stream = self.mim.stream(tokens.long()).flatten(1, 2)[:, positions]
+        stream = self.mim.stream(tokens.long(), positions)
         return torch.softmax(self.mim.logits(stream), dim=-1)
 
 

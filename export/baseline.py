@@ -40,6 +40,7 @@ def compare(config_name: str, photo_dir: Path, validation_dir: Path, out: Path, 
     latents = LatentPhotos(family.vae, Photos(photo_dir), config.codec.latent_stride)
     tokens = token_photos(family, latents, valid)
     baseline = Mim(config.mim, config.codec.codebook_size, classic=True).to(pick_device(device))
+    baseline.start_from(family.quantizer.codebook)
     float_stage, exact_stage = config.train["mim"], config.train["mim_exact"]
     stage = msgspec.structs.replace(float_stage, steps=float_stage.steps + exact_stage.steps)
     fit_mim(baseline, "mim_classic", stage, tokens, out, config.seed)

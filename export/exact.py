@@ -1,26 +1,27 @@
-"""The exact entropy model: its integers, an int64 reference, the proof of its bounds, its graph.
+"""The exact entropy model: its integers, an int64 reference, and the proof of its bounds.
 
 Weights and activations are small integers carried in float32. As long as every partial sum stays
 below 2^24 in magnitude, float32 additions are exact in any order and with or without fused
 multiply-add, so every backend gives the same integers. ``prove`` checks that and the export refuses
-a model that fails.
+a model that fails. ``exact_graph`` makes the ONNX graph.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from percoedge.export.mim import (
     ACTIVATION_MAX,
     LOGIT_EXPONENT,
     NORM_EXPONENT,
-    NORM_PIECES,
+    NORM_ENTRIES,
+    NORM_SHIFT,
     SQUARE_SHIFT,
     STREAM_EXPONENT,
     STREAM_MAX,
@@ -58,7 +59,7 @@ class IntegerLayer:
 class IntegerMim:
     """All numbers of the exact model: embedding (K+1,C), blocks (mix, up, down), head, two tables.
 
-    ``norm_table`` float32 of at most 12 significant bits; ``weight_table`` int64:
+    ``norm_table`` float32 of at most 11 significant bits; ``weight_table`` int64:
     frequency of a symbol by its distance from the largest logit.
     """
 
@@ -103,6 +104,25 @@ def integer_mim(mim: Mim) -> IntegerMim:
     )
 
 
+def language_digest(model: IntegerMim, codebook: torch.Tensor) -> str:
+    """SHA-256 (hex) of what gives a stream of tokens its meaning: see ``Manifest.language``.
+
+    Taken over the shape and the values of every array, integers as little-endian int32, the norm's
+    table and the codebook (K,D) as float32; so it does not depend on how graphs are written.
+    """
+    digest = hashlib.sha256()
+    layers = [layer for block in model.blocks for layer in block] + [model.head]
+    integers = [array for layer in layers for array in (layer.weight, layer.bias, layer.shift)]
+    parts: list[tuple[NDArray[Any], str]] = [
+        *((array, "<i4") for array in (model.embedding, *integers, model.weight_table)),
+        *((array, "<f4") for array in (model.norm_table, codebook.cpu().numpy())),
+    ]
+    for array, dtype in parts:
+        digest.update(repr(array.shape).encode("ascii"))
+        digest.update(np.ascontiguousarray(array, dtype).tobytes())
+    return digest.hexdigest()
+
+
 def prove(model: IntegerMim) -> dict[str, int]:
     """Largest magnitude that any partial sum of each layer can reach, by name.
 
@@ -135,10 +155,10 @@ def prove(model: IntegerMim) -> dict[str, int]:
 
     largest_square = ((STREAM_MAX >> SQUARE_SHIFT) + 1) ** 2
     check("sum of squares", width * largest_square)
-    mantissa = np.frexp(model.norm_table.astype(np.float64))[0] * 4096
+    mantissa = np.frexp(model.norm_table.astype(np.float64))[0] * 2048
     if not np.array_equal(mantissa, np.rint(mantissa)):
-        raise ExactnessError("norm table: expected significands of 12 bits, got longer ones")
-    check("norm product", STREAM_MAX * 4096)
+        raise ExactnessError("norm table: expected significands of 11 bits, got longer ones")
+    check("norm product", STREAM_MAX * 2048)
     for number, (mix, up, down) in enumerate(model.blocks):
         check_layer(f"block {number} mix", mix)
         check_layer(f"block {number} up", up)
@@ -181,126 +201,7 @@ def _depthwise(x: IntArray, layer: IntegerLayer) -> IntArray:
 
 def _reference_norm(x: IntArray, model: IntegerMim) -> IntArray:
     squares = ((x >> SQUARE_SHIFT) ** 2).sum(axis=-1, keepdims=True)
-    index = np.zeros_like(squares)
-    for below, shift, first in reversed(NORM_PIECES):
-        index = np.where(squares < below, first + (squares >> shift), index)
-    # 11 by 12 significant bits: exact in float64
+    index = np.minimum(squares >> NORM_SHIFT, NORM_ENTRIES - 1)
+    # 11 by 11 significant bits: exact in float64
     scaled = np.floor(x * model.norm_table.astype(np.float64)[index] + 0.5).astype(np.int64)
     return np.clip(scaled, -ACTIVATION_MAX, ACTIVATION_MAX)
-
-
-class _GraphBuilder:
-    """Nodes and constants of an ONNX graph; constants are shared and stored as small integers."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self._names: dict[bytes, str] = {}
-
-    def constant(self, value: NDArray[np.generic]) -> str:
-        key = value.dtype.str.encode() + repr(value.shape).encode() + value.tobytes()
-        if key not in self._names:
-            self._names[key] = name = f"c{len(self._names)}"
-            self.initializers.append(numpy_helper.from_array(value, name))
-        return self._names[key]
-
-    def carried(self, value: IntArray) -> str:
-        """Integers as a float32 constant, stored in the narrowest type and cast when loaded."""
-        for dtype in (np.int8, np.int16, np.int32):
-            limits = np.iinfo(dtype)
-            if limits.min <= value.min() and value.max() <= limits.max:
-                stored = self.constant(value.astype(dtype))
-                return self.add("Cast", stored, to=TensorProto.FLOAT)
-        raise ExactnessError(f"expected constants of 32 bits, got {value.min()}..{value.max()}")
-
-    def real(self, value: float | NDArray[np.float64]) -> str:
-        return self.constant(np.asarray(value, np.float32))
-
-    def axes(self, *values: int) -> str:
-        return self.constant(np.asarray(values, np.int64))
-
-    def add(self, operator: str, *inputs: str, **attributes: object) -> str:
-        name = f"{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
-        return name
-
-    def clip(self, x: str, low: int, high: int) -> str:
-        return self.add("Clip", x, self.real(low), self.real(high))
-
-    def shift_down(self, x: str, shift: int) -> str:
-        return self.add("Floor", self.add("Mul", x, self.real(2.0**-shift)))
-
-    def norm(self, x: str, table: str) -> str:
-        shifted = self.shift_down(x, SQUARE_SHIFT)
-        squared = self.add("Mul", shifted, shifted)
-        squares = self.add("ReduceSum", squared, self.axes(-1), keepdims=1)
-        index = ""
-        for below, shift, first in reversed(NORM_PIECES):
-            entry = self.add("Add", self.shift_down(squares, shift), self.real(first))
-            if index:
-                smaller = self.add("Less", squares, self.real(below))
-                entry = self.add("Where", smaller, entry, index)
-            index = entry
-        scale = self.add("Gather", table, self.add("Cast", index, to=TensorProto.INT32))
-        rounded = self.add("Floor", self.add("Add", self.add("Mul", x, scale), self.real(0.5)))
-        return self.clip(rounded, -ACTIVATION_MAX, ACTIVATION_MAX)
-
-    def scaled(self, accumulator: str, layer: IntegerLayer, *trailing: int) -> str:
-        factor = np.exp2(-layer.shift.astype(np.float64)).reshape(-1, *trailing)
-        return self.add("Floor", self.add("Mul", accumulator, self.real(factor)))
-
-    def linear(self, x: str, layer: IntegerLayer) -> str:
-        product = self.add("MatMul", x, self.carried(layer.weight))
-        return self.scaled(self.add("Add", product, self.carried(layer.offset)), layer)
-
-
-def entropy_graph(model: IntegerMim, opset: int) -> onnx.ModelProto:
-    """The ONNX graph: tokens int32 (n,h,w), positions int32 (p,) -> weights int32 (n,p,K)."""
-    prove(model)
-    graph = _GraphBuilder()
-    width, classes = model.embedding.shape[1], model.head.weight.shape[1]
-    shape = graph.add("Shape", "tokens")  # n, h, w
-    grid = graph.add("Slice", shape, graph.axes(1), graph.axes(3))
-    batch = graph.add("Slice", shape, graph.axes(0), graph.axes(1))
-    planes = graph.add("Concat", batch, graph.axes(width), grid, axis=0)  # n, C, h, w
-    rows = graph.add("Concat", batch, graph.axes(width, -1), axis=0)  # n, C, h*w
-    flat = graph.add("Concat", batch, graph.axes(-1), axis=0)
-    table = graph.constant(model.norm_table)
-    embedding = graph.carried(model.embedding)
-    x = graph.add("Gather", embedding, graph.add("Reshape", "tokens", flat))  # n, h*w, C
-    for mix, up, down in model.blocks:
-        normed = graph.add("Transpose", graph.norm(x, table), perm=[0, 2, 1])
-        kernel = mix.weight.shape[-1]
-        mixed = graph.add(
-            "Conv",
-            graph.add("Reshape", normed, planes),
-            graph.carried(mix.weight[:, None]),
-            graph.carried(mix.offset),
-            kernel_shape=[kernel, kernel],
-            pads=[kernel // 2] * 4,
-            group=width,
-        )
-        mixed = graph.clip(graph.scaled(mixed, mix, 1, 1), -ACTIVATION_MAX, ACTIVATION_MAX)
-        mixed = graph.add("Transpose", graph.add("Reshape", mixed, rows), perm=[0, 2, 1])
-        hidden = graph.clip(graph.linear(mixed, up), 0, ACTIVATION_MAX)
-        x = graph.clip(graph.add("Add", x, graph.linear(hidden, down)), -STREAM_MAX, STREAM_MAX)
-    chosen = graph.add("Gather", x, "positions", axis=1)  # n, p, C
-    logits = graph.clip(
-        graph.linear(graph.norm(chosen, table), model.head), -STREAM_MAX, STREAM_MAX
-    )
-    top = graph.add("ReduceMax", logits, graph.axes(-1), keepdims=1)
-    distance = graph.add("Cast", graph.add("Sub", top, logits), to=TensorProto.INT32)
-    frequencies = graph.constant(model.weight_table.astype(np.int32))
-    graph.nodes.append(helper.make_node("Gather", [frequencies, distance], ["weights"]))
-    inputs = [
-        helper.make_tensor_value_info("tokens", TensorProto.INT32, ["n", "h", "w"]),
-        helper.make_tensor_value_info("positions", TensorProto.INT32, ["p"]),
-    ]
-    output = helper.make_tensor_value_info("weights", TensorProto.INT32, ["n", "p", classes])
-    proto = helper.make_model(
-        helper.make_graph(graph.nodes, "entropy", inputs, [output], graph.initializers),
-        opset_imports=[helper.make_opsetid("", opset)],
-        ir_version=9,
-    )
-    onnx.checker.check_model(proto, full_check=True)
-    return proto

@@ -26,9 +26,9 @@ NORM_EXPONENT = 5  # a normalised value of 1.0 is 32
 LOGIT_EXPONENT = 4  # logits count sixteenths of an octave
 SQUARE_SHIFT = 3  # the stream is shifted down by this before it is squared
 
-# Piecewise linear index of the norm's table: (sums below, shift, first entry).
-NORM_PIECES = ((1 << 13, 1, 0), (1 << 18, 6, 4096), (1 << 24, 11, 8192))
-NORM_ENTRIES = NORM_PIECES[-1][2] + (NORM_PIECES[-1][0] >> NORM_PIECES[-1][1])
+# Sums of squares index the norm's table by this shift; larger sums share its last entry.
+NORM_SHIFT = 5
+NORM_ENTRIES = 1 << 16
 
 
 class Integers(NamedTuple):
@@ -56,25 +56,19 @@ def floor(x: Tensor) -> Tensor:
 
 
 def norm_table(width: int) -> Tensor:
-    """Reciprocal RMS by index of the sum of squares, float32 (NORM_ENTRIES,), 12-bit significands.
+    """Reciprocal RMS by index of the sum of squares, float32 (NORM_ENTRIES,), 11-bit significands.
 
-    The product with a stream value of 11 bits is exact in float32.
+    The product with a stream value of 11 bits is exact in float32, and FP16 holds the table.
     """
-    table = torch.empty(NORM_ENTRIES, dtype=torch.float64)
-    for _, shift, first in NORM_PIECES:
-        squares = (torch.arange(NORM_ENTRIES - first, dtype=torch.float64) + 0.5) * 2.0**shift
-        rms = (squares / width).sqrt() * 2.0**SQUARE_SHIFT
-        table[first:] = 2.0**NORM_EXPONENT / rms
-    mantissa, exponent = torch.frexp(table.clamp(max=2.0**NORM_EXPONENT))
-    return torch.ldexp(torch.round(mantissa * 4096) / 4096, exponent).float()
+    squares = (torch.arange(NORM_ENTRIES, dtype=torch.float64) + 0.5) * 2.0**NORM_SHIFT
+    rms = (squares / width).sqrt() * 2.0**SQUARE_SHIFT
+    mantissa, exponent = torch.frexp((2.0**NORM_EXPONENT / rms).clamp(max=2.0**NORM_EXPONENT))
+    return torch.ldexp(torch.round(mantissa * 2048) / 2048, exponent).float()
 
 
 def norm_index(squares: Tensor) -> Tensor:
     """Table index (int64) of a sum of squares."""
-    index = torch.zeros_like(squares)
-    for below, shift, first in reversed(NORM_PIECES):
-        index = torch.where(squares < below, first + torch.floor(squares * 2.0**-shift), index)
-    return index.long()
+    return torch.floor(squares * 2.0**-NORM_SHIFT).clamp(max=NORM_ENTRIES - 1).long()
 
 
 class QuantLayer(nn.Module):
@@ -143,16 +137,29 @@ class Mim(nn.Module):
         self.head_norm = nn.LayerNorm(config.width) if classic else None
         self.register_buffer("table", norm_table(config.width), persistent=False)
 
+    @torch.no_grad()
+    def start_from(self, codebook: Tensor) -> None:
+        """Draw embedding and head anew, so that tokens of similar codes (K,D) start out similar.
+
+        Without this, most of a short training goes into finding out which tokens are alike.
+        """
+        size, width = codebook.shape[1], self.config.width
+        for parameter, scale in ((self.embedding, 0.9), (self.head.weight, 0.5 * width**-0.5)):
+            similar = codebook @ torch.randn(size, width, device=codebook.device) * scale
+            parameter[: len(codebook)] = similar + 0.1 * scale * torch.randn_like(similar)
+
     def forward(self, tokens: Tensor) -> Tensor:
         if self.exact:
             return self.integer_logits(tokens) * (math.log(2) / 2**LOGIT_EXPONENT)
         return self.logits(self.stream(tokens))
 
-    def stream(self, tokens: Tensor) -> Tensor:
-        """Residual stream (B,h,w,C) behind the last block, in float."""
+    def stream(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Residual stream (B,h,w,C) behind the last block, in float; (B,p,C) at flat positions."""
         x = self.embedding[tokens]
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             mixed = block.mix.apply_to(self._norm(x, block.norm), None)
+            if positions is not None and number == len(self.blocks) - 1:
+                x, mixed = (cells.flatten(1, 2)[:, positions] for cells in (x, mixed))
             hidden = block.up.apply_to(mixed, None)
             hidden = F.gelu(hidden) if self.classic else torch.relu(hidden)
             if self.observing:

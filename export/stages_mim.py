@@ -111,6 +111,7 @@ def train_mim(
 ) -> None:
     """Float training, calibration of the scales, then quantisation-aware training."""
     mim = family.mim
+    mim.start_from(family.quantizer.codebook)
     tokens = token_photos(family, latents, valid)
     fit_mim(mim, "mim", config.train["mim"], tokens, out, config.seed)
     if not (out / "mim_exact.pt").exists():

@@ -2,7 +2,8 @@
 
 Runs all stages in order; each leaves a checkpoint in ``--out`` and is resumed or skipped when it is
 run again. The last line writes ``<out>/family.pt``, which ``percoedge.export.bundle`` turns into a
-bundle.
+bundle. With ``--start BUNDLE`` only the last look at the pictures, the stage ``refine``, is trained,
+from the weights of a bundle, whose streams the result still reads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from percoedge.engines.bundle import Bundle
 from percoedge.export.config import load_config
 from percoedge.export.data import Photos
 from percoedge.export.family import Family
@@ -24,7 +26,9 @@ from percoedge.export.stages import (
     validation_images,
 )
 from percoedge.export.stages_mim import train_mim
+from percoedge.export.stages_refine import train_refine
 from percoedge.export.trainer import pick_device
+from percoedge.export.warm_start import family_from_bundle
 
 
 def train(
@@ -34,27 +38,35 @@ def train(
     out: Path,
     device_name: str = "auto",
     limit: int | None = None,
+    start: str | None = None,
 ) -> Family:
     """Run every stage of ``config_name`` and return the trained family.
 
-    ``limit`` uses only so many photos (dry run). Raises ValueError when a folder has none.
+    ``limit`` uses only so many photos (dry run). ``start``: a bundle to refine, instead of
+    training all of it. Raises ValueError when a folder has no photos, BundleError when the bundle
+    is not of the configuration.
     """
     config = load_config(config_name)
     device = pick_device(device_name)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    family = Family(config).to(device, memory_format=torch.channels_last)
+    family = Family(config) if start is None else family_from_bundle(Bundle.open(start), config)
+    family.to(device, memory_format=torch.channels_last)
     photos = Photos(photo_dir, limit)
     valid = validation_images(validation_dir, device)
-    train_vae(family.vae, config, photos, valid, out)
-    latent_statistics(family.vae, photos)
+    if start is None:
+        train_vae(family.vae, config, photos, valid, out)
+        latent_statistics(family.vae, photos)
     freeze(family.vae)
     latents = LatentPhotos(family.vae, photos, config.codec.latent_stride)
-    train_codec(family, config, latents, valid, out, "codec")
-    train_codec(family, config, latents, valid, out, "codec_wide")
+    if start is None:
+        train_codec(family, config, latents, valid, out, "codec")
+        train_codec(family, config, latents, valid, out, "codec_wide")
     freeze(family.hyper)
     freeze(family.quantizer)
-    train_mim(family, config, latents, valid, out)
+    train_refine(family, config, latents, valid, out)
+    if start is None:
+        train_mim(family, config, latents, valid, out)
     torch.save(family.state_dict(), out / "family.pt")
     return family
 
@@ -66,13 +78,15 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder of training photos")
     parser.add_argument("--validation", type=Path, required=True, help="folder of other photos")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and curves")
+    parser.add_argument("--start", metavar="BUNDLE", help="refine a bundle, keep its tokens")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--limit", type=int, help="use so many photos only (dry run)")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    train(args.config, args.photos, args.validation, args.out, args.device, args.limit)
+    places = (args.photos, args.validation, args.out)
+    train(args.config, *places, args.device, args.limit, args.start)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Trainer:
                 {"params": vectors, "weight_decay": 0.0},
             ],
             lr=stage.lr,
-            betas=(0.9, 0.98),
+            betas=(stage.momentum, 0.98),
         )
         self.averaged = {
             key: value.detach().clone().float() for key, value in module.state_dict().items()

@@ -17,11 +17,12 @@ from typing import Any
 import onnx
 import pytest
 from cases import Case, Report, Tally, Target, make_cases, write_cases
-from reference import answered, integers_of_graph
+from reference import answered
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
 from percoedge.export.exact import IntegerMim
+from percoedge.export.exact_graph import integers_of_graph
 from percoedge.runtime.entropy import EntropyCodec
 
 _TALLIES = pytest.StashKey[list[Tally]]()

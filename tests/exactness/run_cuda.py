@@ -15,13 +15,14 @@ import onnx
 import onnxruntime
 import torch
 from cases import Case, Tally, make_cases
-from reference import answered, integers_of_graph
+from reference import answered
 from run_onnxruntime import run_all
 from torch_model import run_precisions
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime_backend import OPTIMIZATIONS, OnnxRuntimeBackend
 from percoedge.export.exact import IntegerMim
+from percoedge.export.exact_graph import integers_of_graph
 
 
 def missing_provider() -> str | None:

@@ -10,7 +10,8 @@ from cases import Case, Tally, batches, compare, digest, make_cases, read_cases
 from numpy.typing import NDArray
 
 from percoedge.engines.bundle import Bundle
-from percoedge.export.exact import IntegerMim, entropy_graph, prove, reference_weights
+from percoedge.export.exact import IntegerMim, prove, reference_weights
+from percoedge.export.exact_graph import entropy_graph
 
 
 def test_the_integers_read_from_the_graph_make_the_very_same_graph(

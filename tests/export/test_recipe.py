@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from percoedge.export.config import CONFIG_DIR
+from percoedge.export.bundle import export_bundle
+from percoedge.export.config import CONFIG_DIR, load_config
+from percoedge.export.exact import integer_mim, language_digest
 from percoedge.export.train import train
 
 _OVERRIDES = {
@@ -23,6 +25,7 @@ _OVERRIDES = {
     "features = 128": "features = 16",
     "hidden = 512": "hidden = 32",
     "codebook_size = 1024": "codebook_size = 32",
+    "widths = [48, 96, 160, 224]": "widths = [4, 4, 8, 8]",
 }
 
 
@@ -47,7 +50,7 @@ def test_the_recipe_runs_and_finishes_what_is_begun(tmp_path: Path) -> None:
         small.resize((272, 256), Image.Resampling.BICUBIC).save(photos / f"{number}.jpg")
     out = tmp_path / "out"
     family = train(str(config), photos, photos, out, "cpu")
-    stages = ("vae", "codec", "codec_wide", "mim", "mim_exact")
+    stages = ("vae", "codec", "codec_wide", "refine", "mim", "mim_exact")
     for stage in stages:
         last = json.loads((out / f"{stage}.jsonl").read_text().splitlines()[-1])
         assert last["step"] == 3
@@ -57,3 +60,13 @@ def test_the_recipe_runs_and_finishes_what_is_begun(tmp_path: Path) -> None:
     assert stamps == {stage: (out / f"{stage}.pt").stat().st_mtime_ns for stage in stages}
     for key, value in family.state_dict().items():
         torch.testing.assert_close(again.state_dict()[key], value, atol=0, rtol=0)
+
+    # what a bundle stores can be refined, and what it is refined to reads the same streams
+    loaded = load_config(config)
+    bundle = export_bundle(family.cpu(), loaded, tmp_path / "bundle", name="micro", licence="-")
+    refined = train(str(config), photos, photos, tmp_path / "more", "cpu", start=str(bundle.path))
+    assert not (tmp_path / "more" / "mim.pt").exists()
+    codebook = refined.quantizer.codebook
+    assert language_digest(integer_mim(refined.mim), codebook) == bundle.manifest.language
+    before, after = (one.state_dict()["vae.decoder.0.weight"] for one in (family, refined))
+    assert not torch.equal(before, after)

@@ -1,0 +1,119 @@
+"""The weights of a bundle, read back into PyTorch: to go on training where nobody kept the run.
+
+Reads the FP32 topologies that ``percoedge.export.bundle`` wrote. Float weights come back as the
+bundle stores them, in half precision; the entropy model as the very integers of its graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import external_data_helper, numpy_helper
+
+from percoedge.engines.bundle import Bundle
+from percoedge.errors import BundleError
+from percoedge.export.config import Config
+from percoedge.export.exact import IntegerMim
+from percoedge.export.exact_graph import integers_of_graph
+from percoedge.export.family import Family
+from percoedge.export.mim import LOGIT_EXPONENT, NORM_EXPONENT, STREAM_EXPONENT, Mim, QuantLayer
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def family_from_bundle(bundle: Bundle, config: Config) -> Family:
+    """The family of a bundle that was exported with ``config``; on the CPU, in evaluation mode.
+
+    Raises BundleError when the bundle's graphs are not those of the configuration.
+    """
+    family = Family(config)
+    state = family.state_dict()
+    found: Arrays = {}
+    for kind in ("encoder", "flow", "decoder"):
+        found |= _weights(bundle, kind)
+    codebook = found.pop("codebook")
+    found["quantizer.codebook"] = codebook
+    found |= _projection(codebook, found.pop("table"))
+    for name in state:
+        if name.startswith("mim.") or name in _KEPT:
+            continue
+        if name not in found or found[name].shape != tuple(state[name].shape):
+            got = found[name].shape if name in found else "nothing"
+            raise BundleError(
+                f"{bundle.path}: expected {name} of shape {tuple(state[name].shape)}, got {got}; "
+                "give the configuration that the bundle was exported with"
+            )
+        state[name].copy_(torch.from_numpy(found[name]))
+    entropy = onnx.load_from_string(bundle.read("entropy", "fp32").model)
+    _restore(family.mim, integers_of_graph(entropy.graph))
+    return family.eval()
+
+
+# What training counts and no graph needs.
+_KEPT = ("quantizer.usage", "quantizer.spread.num_batches_tracked")
+
+
+def _weights(bundle: Bundle, kind: str) -> Arrays:
+    """Constants of a graph under the names of the family's parameters."""
+    source = bundle.read(kind, "fp32")
+    model = onnx.load_from_string(source.model)
+    values: Arrays = {}
+    for tensor in model.graph.initializer:
+        if external_data_helper.uses_external_data(tensor):
+            place = external_data_helper.ExternalDataInfo(tensor)
+            data = source.data[place.location]
+            tensor.raw_data = data[place.offset : place.offset + place.length]
+            tensor.data_location = onnx.TensorProto.DEFAULT
+        values[tensor.name] = numpy_helper.to_array(tensor).astype(np.float32)
+    for node in model.graph.node:
+        if node.op_type == "Cast" and node.input[0] in values:
+            values[node.output[0]] = values[node.input[0]]
+    users = {name: node for node in model.graph.node for name in node.input}
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in values:
+            continue
+        weight = values[node.input[1]].T
+        added = users[node.output[0]]
+        bias = next((name for name in added.input if name.endswith(".bias")), None)
+        if bias is not None:  # the exporter transposes linear weights and gives them new names
+            values[bias.removesuffix("bias") + "weight"] = np.ascontiguousarray(weight)
+        else:  # the codes' cosines with the codebook
+            values["codebook"] = np.ascontiguousarray(weight)
+    return values
+
+
+def _projection(codebook: NDArray[Any], table: NDArray[Any]) -> Arrays:
+    """``project_out``, solved from the codebook (K,D) and what it maps it to (K+1,channels)."""
+    rows = np.concatenate([codebook, np.ones((len(codebook), 1))], axis=1).astype(np.float64)
+    solved = np.linalg.lstsq(rows, table[:-1].astype(np.float64), rcond=None)[0]
+    solved = solved.astype(np.float16).astype(np.float32)
+    return {
+        "quantizer.project_out.weight": np.ascontiguousarray(solved[:-1].T),
+        "quantizer.project_out.bias": solved[-1],
+    }
+
+
+@torch.no_grad()
+def _restore(mim: Mim, model: IntegerMim) -> None:
+    """Give a model parameters from which exactly these integers are read off again."""
+
+    def fill(layer: QuantLayer, number: int, part: int, e_in: int, e_out: int) -> None:
+        integers = model.head if part < 0 else model.blocks[number][part]
+        weight = torch.from_numpy(integers.weight).double()
+        weight = weight.T if weight.ndim == 2 else weight[:, None]
+        exponent = torch.from_numpy(integers.shift) - e_in + e_out
+        layer.bias.copy_(torch.from_numpy(integers.bias) * 2.0 ** -(exponent + e_in))
+        layer.weight.copy_(weight * 2.0 ** -exponent.reshape(-1, *[1] * (weight.ndim - 1)))
+
+    mim.embedding.copy_(torch.from_numpy(model.embedding) * 2.0**-STREAM_EXPONENT)
+    for number, block in enumerate(mim.blocks):
+        mixed, hidden = (int(e) for e in block.exponents)
+        fill(block.mix, number, 0, NORM_EXPONENT, mixed)
+        fill(block.up, number, 1, mixed, hidden)
+        fill(block.down, number, 2, hidden, STREAM_EXPONENT)
+    fill(mim.head, 0, -1, NORM_EXPONENT, LOGIT_EXPONENT)
+    mim.exact = True
