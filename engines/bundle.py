@@ -99,20 +99,31 @@ class Bundle:
     def read(self, kind: str, variant: str) -> GraphSource:
         """Read one graph with its data, each file checked against its hash and size.
 
-        Raises BundleError when there is no such graph or variant or a file is missing or altered,
-        and BackendError when the host has no memory for it.
+        Where a graph has no variant "int8", "fp32" is read in its place. Raises BundleError when
+        there is no such graph or variant or a file is missing or altered, and BackendError when
+        the host has no memory for it.
         """
         chosen = self._variant(kind, variant)
         graph = self.manifest.graphs[kind]
         memory.require(sum(record.size for record in chosen.files), f"reading graph {kind!r}")
         return GraphSource(
             kind=kind,
-            variant=variant,
+            variant=graph.nearest(variant),
             model=self._read(chosen.model),
             data={chosen.location(record): self._read(record) for record in chosen.data},
             inputs=graph.input_specs,
             outputs=graph.output_specs,
         )
+
+    def read_tokenizer(self, kind: str) -> bytes:
+        """Read the tokenizer of a text graph, checked like a graph. Raises BundleError."""
+        record = self.manifest.tokenizers.get(kind)
+        if record is None:
+            raise BundleError(
+                f"{self.path}: expected a tokenizer of graph {kind!r}, got those of "
+                f"{', '.join(self.manifest.tokenizers) or 'none'}; export the bundle again"
+            )
+        return self._read(record)
 
     def verify(self) -> None:
         """Check the hash of every file, holding little in memory; raises BundleError."""
@@ -156,12 +167,13 @@ class Bundle:
                 f"{self.path}: expected a graph {kind!r}, got {', '.join(self.kinds)}; "
                 "use a bundle that has it"
             )
-        if variant not in graph.variants:
+        name = graph.nearest(variant)
+        if name not in graph.variants:
             raise BundleError(
-                f"{self.path}: expected a variant {variant!r} of graph {kind!r}, got "
+                f"{self.path}: expected a variant {name!r} of graph {kind!r}, got "
                 f"{', '.join(graph.variants)}; choose another backend or export that variant"
             )
-        return graph.variants[variant]
+        return graph.variants[name]
 
     def _read(self, record: FileRecord) -> bytes:
         self._check_size(record)
@@ -203,12 +215,16 @@ def write_manifest(
     *,
     name: str,
     family: str,
+    language: str,
     codec: CodecConstants,
     graphs: Mapping[str, GraphFiles],
     licence: str,
     provenance: Mapping[str, Any] | None = None,
+    tokenizers: Mapping[str, str] | None = None,
 ) -> Bundle:
     """Hash the files in ``directory``, write its ``manifest.json``, and open the result.
+
+    ``tokenizers``: file name by kind of text graph.
 
     The manifest is decoded again before it is written, so that what is written can be opened.
     Raises BundleError when a file is missing or a value is not allowed, OutputError when the
@@ -235,11 +251,13 @@ def write_manifest(
             format=1,
             name=name,
             family=family,  # type: ignore[arg-type]
-            fingerprint=fingerprint_of(described, codec),
+            fingerprint=fingerprint_of(language, codec),
+            language=language,
             codec=codec,
             graphs=described,
             licence=licence,
             provenance=dict(provenance or {}),
+            tokenizers={kind: _record(storage, file) for kind, file in (tokenizers or {}).items()},
         )
         data = encode_manifest(manifest)
     except (ValueError, TypeError) as error:

@@ -128,7 +128,7 @@ class Backend(Protocol):
 
     @property
     def variant(self) -> str:
-        """Which variant of a graph to read from a bundle for this backend: "fp32" or "fp16"."""
+        """Which variant of a graph to read from a bundle for this backend, by its name there."""
         ...
 
     def load(self, source: GraphSource) -> Engine:

@@ -1,8 +1,8 @@
 """The manifest of a bundle: its JSON form, its limits, and the fingerprint it must carry.
 
 Everything is checked when the JSON is decoded: unknown fields, types, ranges, file names, and that
-the fingerprint is that of the files listed. Whether the files are what the manifest says is checked
-in percoedge.engines.bundle.
+the fingerprint is that of the language stated. Whether the files are what the manifest says is
+checked in percoedge.engines.bundle.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from percoedge.errors import BundleError
 __all__ = [
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
+    "VARIANTS",
     "CodecConstants",
     "FileRecord",
     "Graph",
@@ -33,6 +34,8 @@ __all__ = [
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
+VARIANTS = ("fp32", "fp16", "int8")
+"""Names of the variants of a graph that backends ask for."""
 _MAX_FILE_BYTES = 1 << 36
 
 _Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -97,7 +100,7 @@ class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One graph of the bundle: what crosses its border, and its variants ("fp32", "fp16")."""
+    """One graph of the bundle: what crosses its border, and its variants by name (VARIANTS)."""
 
     inputs: tuple[_Tensor, ...]
     outputs: Annotated[tuple[_Tensor, ...], Meta(min_length=1)]
@@ -107,6 +110,13 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
         if len(set(names)) != len(names):
             raise ValueError(f"expected each tensor name once, got {names}; rename one")
+
+    def nearest(self, variant: str) -> str:
+        """The name to read where ``variant`` is wanted: FP32 stands in where there is no INT8.
+
+        Some graphs must not be rounded so, and bundles need not have any such variant.
+        """
+        return "fp32" if variant == "int8" and variant not in self.variants else variant
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
@@ -167,17 +177,25 @@ class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All of ``manifest.json``; ``provenance`` is free-form and never interpreted."""
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """All of ``manifest.json``; ``provenance`` is free-form and never interpreted.
+
+    ``language``: SHA-256 (hex), computed by the export, of what gives token streams their meaning:
+    the integers of the entropy model and the codebook. Bundles of one language read each other's
+    streams, whatever their encoders and decoders look like and however their graphs are written.
+    ``tokenizers``: by kind of the text graph that takes its ids, in the order in which they run.
+    """
 
     format: Literal[1]
     name: _Name
     family: Literal["tiny", "sd3-medium"]
     fingerprint: _Digest
+    language: _Digest
     codec: CodecConstants
     graphs: Annotated[dict[_Name, Graph], Meta(min_length=1)]
     licence: Annotated[str, Meta(min_length=1)]
     provenance: dict[str, Any] = {}
+    tokenizers: dict[_Name, FileRecord] = {}
 
     def __post_init__(self) -> None:
         seen: dict[str, FileRecord] = {}
@@ -187,22 +205,23 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"expected one hash and size for {record.file!r}, got two; "
                     "write the manifest again"
                 )
-        expected = fingerprint_of(self.graphs, self.codec)
+        expected = fingerprint_of(self.language, self.codec)
         if self.fingerprint != expected:
             raise ValueError(
-                f"expected fingerprint {expected} for the files listed, got {self.fingerprint}; "
-                "the manifest was edited: fetch or export the bundle again"
+                f"expected fingerprint {expected} for the language stated, got "
+                f"{self.fingerprint}; the manifest was edited: fetch or export the bundle again"
             )
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
         """Every file reference, in the order of the manifest; shared files occur repeatedly."""
-        return tuple(
+        of_graphs = (
             record
             for graph in self.graphs.values()
             for variant in graph.variants.values()
             for record in variant.files
         )
+        return (*of_graphs, *self.tokenizers.values())
 
 
 def check_file_name(name: str) -> None:
@@ -219,20 +238,13 @@ def check_file_name(name: str) -> None:
         )
 
 
-def fingerprint_of(graphs: dict[str, Graph], codec: CodecConstants) -> str:
+def fingerprint_of(language: str, codec: CodecConstants) -> str:
     """SHA-256 (hex) over everything that decides how a stream of tokens is read.
 
-    A line ``codec <stride> <codebook_size> <schedule> <entropy_tile>``, then the sorted lines
-    ``<graph> <variant> <sha256 of model> <of data...>``.
+    That is the line ``<language> <stride> <codebook_size> <schedule> <entropy_tile>``.
     """
-    reading = (codec.stride, codec.codebook_size, codec.schedule, codec.entropy_tile)
-    head = " ".join(["codec", *map(str, reading)]) + "\n"
-    lines = sorted(
-        " ".join([kind, name, *(record.sha256 for record in variant.files)]) + "\n"
-        for kind, graph in graphs.items()
-        for name, variant in graph.variants.items()
-    )
-    return hashlib.sha256("".join([head, *lines]).encode("ascii")).hexdigest()
+    reading = (language, codec.stride, codec.codebook_size, codec.schedule, codec.entropy_tile)
+    return hashlib.sha256(" ".join(map(str, reading)).encode("ascii") + b"\n").hexdigest()
 
 
 def decode_manifest(data: bytes, where: str) -> Manifest:

@@ -1,59 +1,52 @@
 """Make a bundle: ``python -m percoedge.export.bundle tiny --weights family.pt --out DIR``.
 
-Exports every graph of a trained family, proves the bounds of its entropy model, writes the
-manifest, and compares each graph with PyTorch; a graph outside its bound fails the export.
+Exports every graph of a family, proves the bounds of its entropy model, writes the manifest, and
+compares each graph with PyTorch; a graph outside its bound fails the export. The full size is put
+together from local files (see percoedge.export.assemble):
+
+    python -m percoedge.export.bundle sd3-medium --sd3 DIR --hyper FILE --mim FILE --rate 0.0313 \\
+        --out DIR
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import logging
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
+from msgspec.structs import replace
 
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
 from percoedge.engines.manifest import CodecConstants
 from percoedge.errors import BundleError, PercoedgeError
-from percoedge.export.config import Config, load_config
-from percoedge.export.exact import entropy_graph, integer_mim, prove
-from percoedge.export.family import Family
-from percoedge.export.graphs import entropy_specs, graph_plans
+from percoedge.export.assemble import Assembly, Sources, assemble, random_family
+from percoedge.export.config import RATES, Config, at_rate, load_config
+from percoedge.export.exact import integer_mim, language_digest, prove
+from percoedge.export.exact_graph import entropy_graph
+from percoedge.export.family import Family, in_precision
+from percoedge.export.graphs import entropy_specs, graph_plans, graph_ranges
+from percoedge.export.int8 import with_int8
 from percoedge.export.onnx_files import (
     OPSET,
     WeightFile,
     example_feeds,
     round_weights,
-    save,
-    store_in_half,
     trace,
+    write_program,
 )
 from percoedge.export.parity import check_parity, format_table
+from percoedge.export.text import null_condition
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _EXAMPLE_SIZES = {"n": 2, "h": 5, "w": 7}  # odd and unequal, so that nothing is baked in
-
-
-def rounded_family(family: Family) -> Family:
-    """A copy with the weights as the bundle stores them; the entropy model has its own integers."""
-    rounded = copy.deepcopy(family).eval()
-    for part in (rounded.vae, rounded.hyper, rounded.quantizer, rounded.flow):
-        round_weights(part)
-    return rounded
-
-
-def half_family(family: Family) -> Family:
-    """A copy whose convolutions and transformer are in FP16; the codebook stays in FP32."""
-    half = copy.deepcopy(family)
-    for part in (half.vae, half.hyper, half.flow):
-        part.half()
-    return half
 
 
 def export_bundle(
@@ -64,79 +57,155 @@ def export_bundle(
     name: str,
     licence: str,
     provenance: dict[str, Any] | None = None,
+    tokenizers: Mapping[str, str] | None = None,
+    variants: Sequence[str] = tuple(_DTYPES),
 ) -> Bundle:
     """Write all graphs and the manifest of a family into the directory ``out``.
 
-    ``family`` must be on the CPU. Raises ExactnessError when the entropy model's bounds do not
-    hold, and BundleError when a file cannot be described.
+    ``family`` must be on the CPU. Its float parts are left rounded to FP16, as the bundle stores
+    them, in the type they came in: at full size there is no memory for a copy. ``tokenizers``: the
+    JSON of each text tower's. ``variants``: "fp16", "fp32" or both; "fp32" is for CPUs and brings
+    INT8 along where the family has that. Raises ExactnessError when the entropy model's bounds do
+    not hold, and BundleError when a file cannot be described.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rounded = rounded_family(family)
-    families = {"fp32": rounded, "fp16": half_family(rounded)}
-    ranges = {"image": 256, "tokens": config.codec.codebook_size}
-    weight_files: dict[str, WeightFile] = {}
+    round_weights(family.quantizer)
+    tokenizers = dict(tokenizers or {})
+    if family.text:
+        family.null_text, family.null_pooled = null_condition(config, family.text, tokenizers)
     graphs: dict[str, GraphFiles] = {}
-    for kind, plan in graph_plans(config).items():
-        weights = weight_files.setdefault(plan.weights, WeightFile(plan.weights))
-        feeds = example_feeds(plan.inputs, _EXAMPLE_SIZES, ranges)
-        variants = {}
-        for variant, dtype in _DTYPES.items():
-            module = plan.build(families[variant], dtype)
-            proto = trace(module, plan.inputs, plan.outputs, feeds, plan.bounds)
-            if variant == "fp32":
-                store_in_half(proto)
-            file = f"{kind}.{variant}.onnx"
-            save(proto, out / file, weights)
-            variants[variant] = (file, plan.weights)
-        graphs[kind] = GraphFiles(plan.inputs, plan.outputs, variants)
-    for weights in weight_files.values():
-        weights.write(out)
-    save(entropy_graph(integer_mim(rounded.mim), OPSET), out / "entropy.onnx", None)
+    with ExitStack() as stack:
+        weight_files: dict[str, WeightFile] = {}
+        for kind, plan in graph_plans(config).items():
+            if plan.weights not in weight_files:
+                file = stack.enter_context(WeightFile(out / plan.weights))
+                weight_files[plan.weights] = file
+            files = _export_graph(family, config, kind, out, weight_files[plan.weights], variants)
+            graphs[kind] = GraphFiles(plan.inputs, plan.outputs, files)
+    if "fp32" in variants:
+        graphs = with_int8(graphs, family, config, out)
+    model = integer_mim(family.mim)
+    (out / "entropy.onnx").write_bytes(entropy_graph(model, OPSET).SerializeToString())
     inputs, outputs = entropy_specs(config)
-    both = {"fp32": ("entropy.onnx",), "fp16": ("entropy.onnx",)}
-    graphs["entropy"] = GraphFiles(inputs, outputs, both)
+    files = dict.fromkeys(variants, ("entropy.onnx",))
+    graphs["entropy"] = GraphFiles(inputs, outputs, files)
+    tokenizer_files = {}
+    for tower, text in tokenizers.items():
+        tokenizer_files[f"text_{tower}"] = f"text_{tower}.tokenizer.json"
+        (out / tokenizer_files[f"text_{tower}"]).write_text(text, "utf-8")
     return write_manifest(
         out,
         name=name,
         family=config.family,
+        language=language_digest(model, family.quantizer.codebook),
         codec=CodecConstants(**msgspec.structs.asdict(config.codec)),
         graphs=graphs,
         licence=licence,
         provenance=provenance,
+        tokenizers=tokenizer_files,
     )
+
+
+def _export_graph(
+    family: Family,
+    config: Config,
+    kind: str,
+    out: Path,
+    weights: WeightFile,
+    variants: Sequence[str],
+) -> dict[str, tuple[str, ...]]:
+    """Write one graph in each variant; returns the names of its files by variant."""
+    plan = graph_plans(config)[kind]
+    feeds = example_feeds(plan.inputs, _EXAMPLE_SIZES, graph_ranges(config, kind))
+    files = {}
+    with in_precision(family, plan.parts, torch.float16):  # which rounds the weights
+        for variant in variants:
+            with in_precision(family, plan.parts, _DTYPES[variant]):
+                module = plan.build(family, _DTYPES[variant])
+                program = trace(module, plan.inputs, plan.outputs, feeds, plan.bounds)
+                files[variant] = write_program(program, out / f"{kind}.{variant}.onnx", weights)
+    return files
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="shipped configuration (tiny, sd3-medium) or a TOML file")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", type=Path, help="family.pt of the recipe")
+    source.add_argument("--sd3", type=Path, help="Stable Diffusion 3 directory of diffusers")
+    source.add_argument("--random", action="store_true", help="random weights, to measure with")
+    parser.add_argument("--hyper", type=Path, help="hyper-encoder and quantiser, .safetensors")
+    parser.add_argument("--mim", type=Path, help="entropy model, .safetensors")
+    parser.add_argument("--flow", type=Path, help="finetuned flow, .safetensors (default: --sd3's)")
+    parser.add_argument(
+        "--tiny-vae",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        help="TAESD3 of diffusers, .safetensors, as the decoder; with --random no file",
+    )
+    parser.add_argument("--without-t5", action="store_true", help="leave the T5 tower out")
+    parser.add_argument("--rate", help=f"bits per pixel at 512x512: {', '.join(RATES)}")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the bundle")
+    parser.add_argument("--name", help="name of the bundle (default: the family)")
+    parser.add_argument("--licence", help="licence of the weights")
+    parser.add_argument("--provenance", type=Path, help="JSON file on data and training")
+    parser.add_argument(
+        "--fp16-only", action="store_true", help="no graphs for CPUs: half the time and memory"
+    )
+    parser.add_argument(
+        "--skip-parity", action="store_true", help="do not run the graphs beside PyTorch"
+    )
+    return parser
+
+
+def _load(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[Assembly, str]:
+    """The family that the arguments name, and the default licence of its weights."""
+    config = load_config(args.config)
+    if args.rate is not None:
+        config = at_rate(config, args.rate)
+    if args.random:
+        config = replace(config, vae=replace(config.vae, tiny_decoder=args.tiny_vae is not None))
+        return random_family(config), "random weights"
+    if args.sd3 is None:
+        family = Family(config)
+        family.load_state_dict(torch.load(args.weights, map_location="cpu", weights_only=True))
+        return Assembly(family.eval(), config), "Apache-2.0"
+    if args.hyper is None or args.mim is None:
+        parser.error("--sd3 needs --hyper and --mim")
+    sources = Sources(
+        args.sd3, args.hyper, args.mim, args.flow, args.tiny_vae, t5=not args.without_t5
+    )
+    return assemble(config, sources), "that of the Stable Diffusion 3 weights it was made from"
 
 
 def main() -> int:
     """Command line of the export."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", help="shipped configuration (tiny) or path to a TOML file")
-    parser.add_argument("--weights", type=Path, required=True, help="family.pt of the recipe")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the bundle")
-    parser.add_argument("--name", help="name of the bundle (default: the family)")
-    parser.add_argument("--licence", default="Apache-2.0", help="licence of the weights")
-    parser.add_argument("--provenance", type=Path, help="JSON file on data and training")
+    parser = _parser()
     args = parser.parse_args()
     warnings.filterwarnings("ignore")  # the exporter's notes on torchvision and the like
     logging.disable(logging.WARNING)
-    config = load_config(args.config)
-    family = Family(config)
-    family.load_state_dict(torch.load(args.weights, map_location="cpu", weights_only=True))
-    provenance = json.loads(args.provenance.read_text()) if args.provenance else {}
     try:
+        provenance = json.loads(args.provenance.read_text()) if args.provenance else {}
+        assembly, licence = _load(args, parser)
+        family, config = assembly.family, assembly.config
         bundle = export_bundle(
-            family.eval(),
+            family,
             config,
             args.out,
             name=args.name or config.family,
-            licence=args.licence,
+            licence=args.licence or licence,
             provenance=provenance,
+            tokenizers=assembly.tokenizers,
+            variants=("fp16",) if args.fp16_only else tuple(_DTYPES),
         )
         bounds = prove(integer_mim(family.mim))
         print(f"largest partial sum of the entropy model: {max(bounds.values())} of {2**24 - 1}")
-        rows = check_parity(rounded_family(family), config, bundle)
-        print(format_table(rows))
-        if not all(row.ok for row in rows):
-            raise BundleError("a graph differs from PyTorch by more than its bound, see above")
+        if not args.skip_parity:
+            rows = check_parity(family, config, bundle)
+            print(format_table(rows))
+            if not all(row.ok for row in rows):
+                raise BundleError("a graph differs from PyTorch by more than its bound, see above")
     except (PercoedgeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 4

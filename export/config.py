@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
+
+from percoedge.errors import UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -16,12 +19,34 @@ else:
 CONFIG_DIR = Path(__file__).parent / "configs"
 
 
+class Rate(NamedTuple):
+    """Tokens a side of a 512x512 picture, and how many different ones there are."""
+
+    grid: int
+    codebook_size: int
+
+
+# PerCo (SD), arXiv 2409.20255, by bits per pixel of raw tokens at 512x512; 8196 is as published.
+RATES = {
+    "0.1250": Rate(64, 256),
+    "0.0937": Rate(64, 64),
+    "0.0507": Rate(32, 8196),
+    "0.0313": Rate(32, 256),
+    "0.0098": Rate(16, 1024),
+    "0.0024": Rate(8, 1024),
+    "0.0019": Rate(8, 256),
+}
+
+
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
 class VaeConfig(_Strict, frozen=True):
-    """Widths and residual blocks per level; ``kind`` picks AutoencoderKL at full size."""
+    """Widths and residual blocks per level; ``kind`` picks AutoencoderKL at full size.
+
+    ``tiny_decoder``: TAESD's small decoder in place of AutoencoderKL's.
+    """
 
     kind: str = "tiny"
     encoder_widths: list[int] = []
@@ -30,6 +55,7 @@ class VaeConfig(_Strict, frozen=True):
     decoder_blocks: list[int] = []
     block_out_channels: list[int] = []
     layers_per_block: int = 2
+    tiny_decoder: bool = False
     scaling_factor: float = 1.5305
     shift_factor: float = 0.0609
 
@@ -44,7 +70,11 @@ class HyperConfig(_Strict, frozen=True):
 
 
 class FlowConfig(_Strict, frozen=True):
-    """``SD3Transformer2DModel`` with extra input channels for z_l."""
+    """``SD3Transformer2DModel`` with extra input channels for z_l.
+
+    ``text_tokens``: those of CLIP, then those of T5. ``pos_embed_base_size``: patches a side over
+    which positions count from 0 to that number (None: the whole table).
+    """
 
     condition_channels: int
     layers: int
@@ -56,6 +86,7 @@ class FlowConfig(_Strict, frozen=True):
     joint_attention_dim: int = 4096
     pooled_projection_dim: int = 2048
     text_tokens: int = 154
+    pos_embed_base_size: int | None = None
 
 
 class MimConfig(_Strict, frozen=True):
@@ -83,6 +114,13 @@ class StageConfig(_Strict, frozen=True):
     pixel_weight: float = 1.0
     pixel_batch: int = 8
     ema: float = 0.999
+    momentum: float = 0.9
+    few_steps: list[int] = []
+    few_pixel_weight: float = 1.0
+    energy_weight: float = 0.1
+    adversarial_weight: float = 0.1
+    penalty: float = 100.0
+    discriminator_widths: list[int] = []
 
 
 class CodecConfig(_Strict, frozen=True):
@@ -104,7 +142,11 @@ class CodecConfig(_Strict, frozen=True):
 
 
 class Config(_Strict, frozen=True):
-    """A whole model family with its recipe."""
+    """A whole model family with its recipe.
+
+    ``text``: towers by name (``clip_l``, ``clip_g``, ``t5``), each a table of transformers'
+    CLIPTextConfig or T5Config.
+    """
 
     family: str
     seed: int
@@ -113,6 +155,7 @@ class Config(_Strict, frozen=True):
     hyper: HyperConfig
     flow: FlowConfig
     mim: MimConfig
+    text: dict[str, dict[str, Any]] = {}
     train: dict[str, StageConfig] = {}
 
 
@@ -129,3 +172,28 @@ def load_config(name_or_path: str | Path, **overrides: Any) -> Config:
     for section, fields in overrides.items():
         table[section].update(fields)
     return msgspec.convert(table, Config)
+
+
+def at_rate(config: Config, name: str) -> Config:
+    """The configuration at one of RATES; tiles keep their size in pixels.
+
+    Raises UsageError for another family, and listing the names when there is no such rate.
+    """
+    if config.family != "sd3-medium":
+        raise UsageError(f"expected a rate of sd3-medium, got one of {config.family}; leave it out")
+    if name not in RATES:
+        raise UsageError(f"expected a rate of {', '.join(RATES)}, got {name!r}")
+    rate = RATES[name]
+    stride = 512 // rate.grid
+    codec = replace(
+        config.codec,
+        stride=stride,
+        codebook_size=rate.codebook_size,
+        entropy_tile=1024 // stride,
+        flow_tile=512 // stride,
+        flow_overlap=64 // stride,
+        encoder_margin=128 // stride,
+        decoder_margin=128 // stride,
+    )
+    downsamplings = (stride // config.codec.latent_stride).bit_length() - 1
+    return replace(config, codec=codec, hyper=replace(config.hyper, downsamplings=downsamplings))

@@ -7,6 +7,7 @@ x_{t-dt} = x_t - dt * v and a single step from t = 1 gives noise - v.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from diffusers.models.embeddings import PatchEmbed, TimestepEmbedding, Timesteps
 from diffusers.models.transformers.transformer_sd3 import SD3SingleTransformerBlock
@@ -73,9 +74,11 @@ class FlowModel(nn.Module):
     def __init__(self, config: FlowConfig, latent_channels: int, repeat: int) -> None:
         super().__init__()
         width = config.heads * config.head_dim
+        # positions are scaled to the side of the transformer's own pictures, in patches
+        side = 2 * (config.pos_embed_base_size or config.pos_embed_max_size)
         self.repeat = repeat  # latent cells per token, each way
         self.transformer = SD3Transformer2DModel(
-            sample_size=2 * config.pos_embed_max_size,
+            sample_size=side,
             patch_size=2,
             in_channels=latent_channels + config.condition_channels,
             out_channels=latent_channels,
@@ -88,8 +91,8 @@ class FlowModel(nn.Module):
             pos_embed_max_size=config.pos_embed_max_size,
         )
         self.transformer.pos_embed = PlacedPatchEmbed(
-            height=2 * config.pos_embed_max_size,
-            width=2 * config.pos_embed_max_size,
+            height=side,
+            width=side,
             patch_size=2,
             in_channels=latent_channels + config.condition_channels,
             embed_dim=width,
@@ -117,12 +120,21 @@ class FlowModel(nn.Module):
     def forward(
         self, x: Tensor, z: Tensor, t: Tensor, text: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        repeated = z.repeat_interleave(self.repeat, dim=2).repeat_interleave(self.repeat, dim=3)
+        # as two calls of repeat_interleave would, but a single operator of ONNX
+        repeated = F.interpolate(z, scale_factor=self.repeat, mode="nearest")
+        whole = torch.cat([x, repeated], dim=1)
+        if self.repeat % 2:
+            # An odd side is one cell short of whole patches; behind an even one the extra row or
+            # column is left over by the patch embedding.
+            whole = torch.cat([whole, whole[:, :, -1:]], dim=2)
+            whole = torch.cat([whole, whole[:, :, :, -1:]], dim=3)
         velocity: Tensor = self.transformer(
-            hidden_states=torch.cat([x, repeated], dim=1),
+            hidden_states=whole,
             encoder_hidden_states=None if text is None else text[0],
             pooled_projections=None if text is None else text[1],
             timestep=1000.0 * t,
             return_dict=False,
         )[0]
+        if self.repeat % 2:
+            velocity = velocity[:, :, : x.shape[2], : x.shape[3]]
         return velocity

@@ -7,7 +7,8 @@ is inside; distances to the codebook, timesteps and the Euler update stay in flo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from percoedge.engines.contract import TensorSpec
 from percoedge.export.config import Config
 from percoedge.export.family import Family
+from percoedge.export.text import CLIP_TOWERS, ClipGraph, JoinGraph, T5Graph, tower_length
 
 
 class EncoderGraph(nn.Module):
@@ -27,7 +29,8 @@ class EncoderGraph(nn.Module):
         self.dtype = dtype
 
     def forward(self, image: Tensor) -> Tensor:
-        pixels = image.permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1.0
+        # cast first: TensorRT does nothing else with bytes
+        pixels = image.to(self.dtype).permute(0, 3, 1, 2) / 127.5 - 1.0
         codes = self.quantizer.codes(self.hyper(self.vae.encode(pixels)))
         return self.quantizer.nearest(codes).to(torch.int32)
 
@@ -69,8 +72,14 @@ class FlowGraph(nn.Module):
 class GuidedFlowGraph(FlowGraph):
     """As FlowGraph, with classifier-free guidance: the batch runs twice, with and without z_l.
 
-    Families with text run the second half on null_text and null_pooled, those of an empty caption.
+    Families with text run the second half on an empty caption's condition, which is in the graph.
     """
+
+    def __init__(self, family: Family, dtype: torch.dtype) -> None:
+        super().__init__(family, dtype)
+        if hasattr(family, "null_text"):
+            self.register_buffer("null_text", family.null_text)
+            self.register_buffer("null_pooled", family.null_pooled)
 
     def forward(  # type: ignore[override]
         self,
@@ -81,14 +90,14 @@ class GuidedFlowGraph(FlowGraph):
         guidance: Tensor,
         text: Tensor | None = None,
         pooled: Tensor | None = None,
-        null_text: Tensor | None = None,
-        null_pooled: Tensor | None = None,
     ) -> Tensor:
-        nothing = torch.full_like(tokens, self.table.shape[0] - 1)
-        texts = torch.cat([text, null_text]) if text is not None else None
-        pools = torch.cat([pooled, null_pooled]) if pooled is not None else None
-        both = self.velocity(torch.cat([x, x]), torch.cat([tokens, nothing]), t, texts, pools)
         batch = x.shape[0]
+        nothing = torch.full_like(tokens, self.table.shape[0] - 1)
+        texts = pools = None
+        if text is not None and pooled is not None:
+            texts = torch.cat([text, self.null_text.expand(batch, -1, -1)])
+            pools = torch.cat([pooled, self.null_pooled.expand(batch, -1)])
+        both = self.velocity(torch.cat([x, x]), torch.cat([tokens, nothing]), t, texts, pools)
         with_tokens, without = both[:batch], both[batch:]
         return x - dt * (without + guidance * (with_tokens - without))
 
@@ -110,14 +119,16 @@ class DecoderGraph(nn.Module):
 class GraphPlan:
     """How to export one graph: its module, its border, and the file its weights go to.
 
-    ``bounds`` caps symbolic axes (inclusive). Graphs with the same ``weights`` share that file.
+    ``parts``: submodules of the family that compute in the graph's precision. ``bounds`` caps
+    symbolic axes (inclusive). Graphs with the same ``weights`` share that file.
     """
 
     build: Callable[[Family, torch.dtype], nn.Module]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     weights: str
-    bounds: dict[str, int]
+    parts: tuple[str, ...]
+    bounds: dict[str, int] = field(default_factory=dict)
 
 
 def graph_plans(config: Config) -> dict[str, GraphPlan]:
@@ -129,29 +140,76 @@ def graph_plans(config: Config) -> dict[str, GraphPlan]:
     latent = ("n", codec.latent_channels, f"{cells}*h", f"{cells}*w")
     x, x_next = TensorSpec("x", "float32", latent), TensorSpec("x_next", "float32", latent)
     t, dt, guidance = (TensorSpec(name, "float32", (1,)) for name in ("t", "dt", "guidance"))
-    text: tuple[TensorSpec, ...] = ()
-    null_text: tuple[TensorSpec, ...] = ()
-    if flow.text:
-        text_shape = ("n", flow.text_tokens, flow.joint_attention_dim)
-        pooled_shape = ("n", flow.pooled_projection_dim)
-        text, null_text = (
-            (
-                TensorSpec(f"{prefix}text", "float32", text_shape),
-                TensorSpec(f"{prefix}pooled", "float32", pooled_shape),
-            )
-            for prefix in ("", "null_")
-        )
+    text = _condition_specs(config) if flow.text else ()
     side = 2 * flow.pos_embed_max_size // cells  # the position table is in patches of 2x2 cells
     grid = {"h": side, "w": side}
     step = (x, tokens, t, dt)
-    weights = "flow.weights"
+    flow_file, flow_parts = "flow.weights", ("flow",)
     return {
-        "encoder": GraphPlan(EncoderGraph, (image,), (tokens,), "encoder.weights", {}),
-        "flow": GraphPlan(FlowGraph, (*step, *text), (x_next,), weights, grid),
-        "flow_guided": GraphPlan(
-            GuidedFlowGraph, (*step, guidance, *text, *null_text), (x_next,), weights, grid
+        "encoder": GraphPlan(
+            EncoderGraph, (image,), (tokens,), "encoder.weights", ("vae", "hyper")
         ),
-        "decoder": GraphPlan(DecoderGraph, (x,), (image,), "decoder.weights", {}),
+        "flow": GraphPlan(FlowGraph, (*step, *text), (x_next,), flow_file, flow_parts, grid),
+        "flow_guided": GraphPlan(
+            GuidedFlowGraph, (*step, guidance, *text), (x_next,), flow_file, flow_parts, grid
+        ),
+        "decoder": GraphPlan(DecoderGraph, (x,), (image,), "decoder.weights", ("vae",)),
+        **_text_plans(config),
+    }
+
+
+def _condition_specs(config: Config) -> tuple[TensorSpec, ...]:
+    """What the flow takes of a caption."""
+    flow = config.flow
+    return (
+        TensorSpec("text", "float32", ("n", flow.text_tokens, flow.joint_attention_dim)),
+        TensorSpec("pooled", "float32", ("n", flow.pooled_projection_dim)),
+    )
+
+
+def _text_plans(config: Config) -> dict[str, GraphPlan]:
+    """A graph ``text_<tower>`` per tower, and ``text_join`` from their outputs to the flow."""
+    plans = {}
+    parts: list[TensorSpec] = []
+    for name, table in config.text.items():
+        length = tower_length(config, name)
+        width = table["d_model" if name == "t5" else "hidden_size"]
+        outputs = [TensorSpec(name, "float32", ("n", length, width))]
+        if name in CLIP_TOWERS:
+            outputs.append(TensorSpec(f"{name}_pooled", "float32", ("n", table["projection_dim"])))
+        kind = f"text_{name}"
+        plans[kind] = GraphPlan(
+            partial(_tower_graph, name),
+            (TensorSpec("ids", "int32", ("n", length)),),
+            tuple(outputs),
+            f"{kind}.weights",
+            (f"text.{name}",),
+        )
+        parts += outputs
+    if parts:
+        flow = config.flow
+        plans["text_join"] = GraphPlan(
+            lambda family, dtype: JoinGraph(flow.text_tokens, flow.joint_attention_dim),
+            tuple(parts),
+            _condition_specs(config),
+            "text_join.weights",
+            (),
+        )
+    return plans
+
+
+def _tower_graph(name: str, family: Family, dtype: torch.dtype) -> nn.Module:
+    graph = ClipGraph if name in CLIP_TOWERS else T5Graph
+    return graph(family.text[name])
+
+
+def graph_ranges(config: Config, kind: str) -> dict[str, int]:
+    """What the integer inputs of a graph stay below, by name."""
+    tower = config.text.get(kind.removeprefix("text_"), {})
+    return {
+        "image": 256,
+        "tokens": config.codec.codebook_size,
+        "ids": int(tower.get("vocab_size", 0)),
     }
 
 

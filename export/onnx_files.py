@@ -2,18 +2,23 @@
 
 Weights are stored once, in FP16. The FP16 topology computes in FP16 (strongly typed, for TensorRT
 and CUDA); the FP32 topology casts the same weights when it is loaded and computes in FP32, which is
-faster on a CPU.
+faster on a CPU. Weights go from the module to the file one by one, so that the export of a graph
+needs no more memory than the module itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from torch import nn
 
 from percoedge.engines.contract import TensorSpec, split_axis
@@ -25,33 +30,38 @@ _ALIGNMENT = 64
 
 
 class WeightFile:
-    """Collects tensors for one external-data file, each distinct content once."""
+    """An external-data file that is written as tensors come, each distinct content once.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._blob = bytearray()
+    A context manager; closing it completes the file, or removes it when nothing is in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb")
         self._offsets: dict[bytes, int] = {}
 
-    def place(self, tensor: onnx.TensorProto) -> None:
-        """Move a tensor's bytes into the file and leave a reference in the tensor."""
-        raw = numpy_helper.to_array(tensor).tobytes()
+    def place(self, array: NDArray[Any]) -> int:
+        """Write the bytes of an array unless they are there; returns their offset in the file."""
+        raw = np.ascontiguousarray(array).data.cast("B") if array.size else b""
         key = hashlib.sha256(raw).digest()
         if key not in self._offsets:
-            self._blob.extend(b"\0" * (-len(self._blob) % _ALIGNMENT))
-            self._offsets[key] = len(self._blob)
-            self._blob.extend(raw)
-        for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
-            tensor.ClearField(field)
-        del tensor.external_data[:]
-        tensor.data_location = TensorProto.EXTERNAL
-        fields = (("location", self.name), ("offset", self._offsets[key]), ("length", len(raw)))
-        for name, value in fields:
-            entry = tensor.external_data.add()
-            entry.key, entry.value = name, str(value)
+            self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
+            self._offsets[key] = self._file.tell()
+            self._file.write(raw)
+        return self._offsets[key]
 
-    def write(self, folder: Path) -> None:
-        """Write the collected bytes."""
-        (folder / self.name).write_bytes(self._blob)
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if not self._offsets:
+            self.path.unlink()
 
 
 def example_feeds(
@@ -86,8 +96,11 @@ def trace(
     outputs: tuple[TensorSpec, ...],
     feeds: dict[str, torch.Tensor],
     bounds: dict[str, int],
-) -> onnx.ModelProto:
-    """Export a module with symbolic axes; ``bounds`` caps them (inclusive)."""
+) -> torch.onnx.ONNXProgram:
+    """Export a module with symbolic axes; ``bounds`` caps them (inclusive).
+
+    The program refers to the tensors of the module: write it before they change.
+    """
     dims: dict[str, object] = {}
 
     def dim(axis: str) -> object:
@@ -101,7 +114,7 @@ def trace(
         or None
         for spec in inputs
     }
-    program = torch.onnx.export(
+    return torch.onnx.export(
         module.eval(),
         (),
         kwargs=feeds,
@@ -112,9 +125,51 @@ def trace(
         verbose=False,
         output_names=[spec.name for spec in outputs],
     )
-    proto: onnx.ModelProto = program.model_proto
+
+
+def write_program(
+    program: torch.onnx.ONNXProgram, path: Path, weights: WeightFile
+) -> tuple[str, ...]:
+    """Write a program's topology to ``path`` and its larger tensors to ``weights``.
+
+    Float32 tensors that FP16 can hold are stored as FP16 and cast when the graph is loaded.
+    Returns the names of the files that make up the graph, the model first.
+    """
+    halved, files = [], [path.name]
+    for name, value in program.model.graph.initializers.items():
+        array = value.const_value.numpy()
+        if array.nbytes < _INLINE_BYTES:
+            continue
+        dtype = value.const_value.dtype
+        if dtype == ir.DataType.FLOAT:
+            with np.errstate(over="ignore"):
+                half = array.astype(np.float16)
+            if np.array_equal(half, array):
+                array, dtype = half, ir.DataType.FLOAT16
+                halved.append(name)
+        files = [path.name, weights.path.name]
+        value.const_value = ir.ExternalTensor(
+            weights.path.name,
+            weights.place(array),
+            array.nbytes,
+            dtype,
+            shape=ir.Shape(array.shape),
+            name=name,
+        )
+    proto = ir.to_proto(program.model)
+    _cast_to_float(proto, halved)
     _strip_notes(proto)
-    return proto
+    path.write_bytes(proto.SerializeToString())
+    return tuple(files)
+
+
+def _cast_to_float(proto: onnx.ModelProto, names: list[str]) -> None:
+    """Rename the initializers of these names, and make the names the outputs of casts."""
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for name in reversed(names):
+        stored[name].name = f"{name}.half"
+        cast = helper.make_node("Cast", [stored[name].name], [name], to=TensorProto.FLOAT)
+        proto.graph.node.insert(0, cast)
 
 
 def _strip_notes(proto: onnx.ModelProto) -> None:
@@ -137,29 +192,3 @@ def round_weights(module: nn.Module) -> None:
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
                 tensor.copy_(tensor.half().float())
-
-
-def store_in_half(proto: onnx.ModelProto) -> None:
-    """Store float32 weights that FP16 can hold as FP16, each followed by a cast."""
-    casts = []
-    for tensor in proto.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        value = numpy_helper.to_array(tensor)
-        half = value.astype(np.float16)
-        if value.nbytes < _INLINE_BYTES or not np.array_equal(half.astype(np.float32), value):
-            continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
-        casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
-    for cast in reversed(casts):
-        proto.graph.node.insert(0, cast)
-
-
-def save(proto: onnx.ModelProto, path: Path, weights: WeightFile | None) -> None:
-    """Write the model; tensors of some size go to ``weights``, which is written later."""
-    if weights is not None:
-        for tensor in proto.graph.initializer:
-            if len(numpy_helper.to_array(tensor).tobytes()) >= _INLINE_BYTES:
-                weights.place(tensor)
-    path.write_bytes(proto.SerializeToString())

@@ -94,6 +94,9 @@ class SdVae(nn.Module):
             scaling_factor=config.scaling_factor,
             shift_factor=config.shift_factor,
         )
+        self.tiny_decoder = _taesd_decoder(latent_channels) if config.tiny_decoder else None
+        if config.tiny_decoder:
+            del self.vae.decoder
 
     def encode(self, image: Tensor) -> Tensor:
         """(B,3,H,W) in [-1,1] -> (B,C,H/8,W/8)."""
@@ -103,9 +106,28 @@ class SdVae(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,3,8h,8w)."""
+        image: Tensor
+        if self.tiny_decoder is not None:
+            image = self.tiny_decoder(latent)  # trained on shifted and scaled latents
+            return image
         config = self.vae.config
-        image: Tensor = self.vae.decoder(latent / config.scaling_factor + config.shift_factor)
+        image = self.vae.decoder(latent / config.scaling_factor + config.shift_factor)
         return image
+
+
+def _taesd_decoder(latent_channels: int) -> nn.Module:
+    """The decoder of TAESD and TAESD3, in the sizes of its published weights."""
+    from diffusers.models.autoencoders.vae import DecoderTiny
+
+    return DecoderTiny(
+        in_channels=latent_channels,
+        out_channels=3,
+        num_blocks=(3, 3, 3, 1),
+        block_out_channels=(64, 64, 64, 64),
+        upsampling_scaling_factor=2,
+        act_fn="relu",
+        upsample_fn="nearest",
+    )
 
 
 def build_vae(config: VaeConfig, latent_channels: int) -> TinyVae | SdVae:

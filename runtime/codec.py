@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
@@ -17,7 +17,7 @@ from percoedge.bitstream.container import Header, Stream, pack, unpack
 from percoedge.bitstream.schedules import pass_count
 from percoedge.engines.backends import select
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.contract import Backend
+from percoedge.engines.contract import Backend, Buffer
 from percoedge.errors import BundleMismatchError, StreamError, UsageError
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.entropy import DecodedTokens, EntropyCodec
@@ -25,6 +25,7 @@ from percoedge.runtime.flow import decode_latent, noise, sample
 from percoedge.runtime.images import Source, read_image
 from percoedge.runtime.settings import Settings
 from percoedge.runtime.stream_info import describe
+from percoedge.runtime.text import TextConditioner
 from percoedge.runtime.tiles import context_tiles
 
 __all__ = ["DEFAULT_MAX_PIXELS", "Codec", "ProgressiveImage"]
@@ -48,17 +49,18 @@ class Codec:
     """Encodes and decodes with one bundle on one backend; make one with ``Codec.load``.
 
     Engines are loaded at their first use and kept, or with ``low_memory`` freed after each stage.
-    Not thread-safe: use one codec per thread.
+    Threads may share a codec; with ``low_memory`` they take turns at the engines.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, *, low_memory: bool = False) -> None:
         self.bundle = bundle
         self.backend = backend
         self._engines = EngineSet(bundle, backend, low_memory=low_memory)
+        self._text = TextConditioner(self._engines)
 
     @property
     def timings_ms(self) -> dict[str, float]:
-        """Milliseconds of each stage of the last call, the loading of engines under "load"."""
+        """Milliseconds by stage of this thread's last call, the loading of engines under "load"."""
         return dict(self._engines.timings_ms)
 
     @classmethod
@@ -77,8 +79,9 @@ class Codec:
         BackendError or UsageError.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        chosen = select(backend, threads=threads) if isinstance(backend, str) else backend
-        return cls(opened, chosen, low_memory=low_memory)
+        if isinstance(backend, str):
+            backend = select(backend, bundle=opened, threads=threads)
+        return cls(opened, backend, low_memory=low_memory)
 
     # ---- encode ---------------------------------------------------------------------------------
 
@@ -94,7 +97,8 @@ class Codec:
     ) -> bytes:
         """Encode a photo (anything that ``read_image`` takes) to a stream.
 
-        ``caption``: stored, at most 1 KiB of UTF-8. ``schedule``: a name of
+        ``caption``: at most 1 KiB of UTF-8, stored, and a condition of the decoder where the bundle
+        has text towers. ``schedule``: a name of
         ``percoedge.bitstream.schedules.SCHEDULES``, None for the bundle's. ``passes``: send only
         the first so many passes; the decoder samples the rest. ``seed``: of the decoder's noise
         (0..2^32-1), None to derive it from the stream. ``bare``: without magic, fingerprint and
@@ -241,8 +245,9 @@ class Codec:
         self._engines.restart_clock()
         stream = self._unpack(data, bare=bare, cut=cut, max_pixels=max_pixels)
         grids = self._grids(stream, settings, cut)
+        condition = self._text.condition([stream.header.caption])
         for grid in list(grids) if self._engines.low_memory else grids:
-            image = self._render([stream], grid.tokens[None], settings)[0]
+            image = self._render([stream], grid.tokens[None], settings, condition)[0]
             yield ProgressiveImage(image, grid.known, grid.tokens.size)
 
     def info(self, data: bytes, *, bare: bool = False, cut: bool = False) -> dict[str, Any]:
@@ -254,7 +259,8 @@ class Codec:
         return describe(data, self.bundle, bare=bare, cut=cut)
 
     def _unpack(self, data: bytes, *, bare: bool, cut: bool, max_pixels: int) -> Stream:
-        stream = unpack(data, bare=bare, cut=cut)
+        with self._engines.timed("container"):
+            stream = unpack(data, bare=bare, cut=cut)
         if stream.fingerprint is not None and stream.fingerprint != self.bundle.fingerprint:
             raise BundleMismatchError(
                 f"expected a stream of bundle {self.bundle.name!r} "
@@ -283,7 +289,9 @@ class Codec:
     def _images(
         self, streams: list[Stream], settings: Settings, cut: bool = False
     ) -> list[Image.Image]:
-        return self._render(streams, self._tokens_of(streams, settings, cut), settings)
+        tokens = self._tokens_of(streams, settings, cut)
+        condition = self._text.condition([stream.header.caption for stream in streams])
+        return self._render(streams, tokens, settings, condition)
 
     def _tokens_of(self, streams: list[Stream], settings: Settings, cut: bool) -> NDArray[np.int32]:
         """Tokens (n,h,w) of streams that agree in size, schedule and passes."""
@@ -326,8 +334,9 @@ class Codec:
         streams: list[Stream],
         tokens: NDArray[np.int32],
         settings: Settings,
+        condition: Mapping[str, Buffer],
     ) -> list[Image.Image]:
-        """Tokens (n,h,w) -> images of streams that agree in size and settings."""
+        """Tokens (n,h,w) and captions' ``condition`` -> images of streams that agree in size."""
         constants = self.bundle.codec
         steps = settings.steps_for(streams[0])
         guidance = settings.guidance_for(streams[0])
@@ -342,13 +351,14 @@ class Codec:
             )
         kind = "flow" if guidance is None else "flow_guided"
         with self._engines.use(kind) as engine, self._engines.timed("flow"):
-            latent = sample(engine, tokens, start, steps, guidance, constants)
+            latent = sample(engine, tokens, start, steps, guidance, constants, condition)
         with self._engines.use("decoder") as engine, self._engines.timed("decoder"):
             pixels = decode_latent(engine, latent, constants)
-        return [
-            Image.fromarray(image[: stream.header.height, : stream.header.width])
-            for image, stream in zip(pixels, streams, strict=True)
-        ]
+        with self._engines.timed("image"):
+            return [
+                Image.fromarray(image[: stream.header.height, : stream.header.width])
+                for image, stream in zip(pixels, streams, strict=True)
+            ]
 
     def load_engines(self, kinds: Sequence[str]) -> None:
         """Load engines ahead of their first use, so that it is not slower than the next ones."""

@@ -6,6 +6,8 @@ after every step, so that seams cannot form; the memory needed is that of one ti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,25 +34,29 @@ def sample(
     steps: int,
     guidance: float | None,
     codec: CodecConstants,
+    condition: Mapping[str, Buffer] | None = None,
 ) -> Buffer:
     """Integrate from t = 1 to 0 in equal Euler steps: latent float32 like ``start`` (n,C,H,W).
 
     ``tokens`` (n,h,w). ``guidance`` is fed to a guided flow graph; None means that ``engine`` runs
-    the unguided one. The result stays on the device where the grid fits into one tile. Raises
-    BackendError when the result holds NaN or infinity.
+    the unguided one. ``condition``: what the graph takes of captions, by name. The result stays on
+    the device where the grid fits into one tile. Raises BackendError when the result holds NaN or
+    infinity.
     """
     x: Buffer = start
     dt = np.array([1 / steps], np.float32)
     for index in range(steps):
-        knobs = {"t": np.array([1 - index / steps], np.float32), "dt": dt}
+        t = np.array([1 - index / steps], np.float32)
+        knobs: dict[str, Buffer] = {"t": t, "dt": dt, **(condition or {})}
         if guidance is not None:
             knobs["guidance"] = np.array([guidance], np.float32)
         if max(tokens.shape[1:]) <= codec.flow_tile:
-            feeds = {"x": x, "tokens": tokens, **knobs}
+            feeds: dict[str, Buffer] = {"x": x, "tokens": tokens, **knobs}
             x = engine.run(feeds, on_device=True)["x_next"]
         else:
             x = _tiled_step(engine, tokens, np.asarray(x), knobs, codec)
-    # One look at the end: what is not finite stays so, and a latent is smaller than its image.
+    # One look at the end: what is not finite stays so. A latent is a third of its image in bytes,
+    # and waiting for it here keeps the times of flow and decoder apart.
     if not np.isfinite(np.asarray(x)).all():
         raise BackendError(
             "expected finite latents from the flow graph, got NaN or infinity: its numbers "
@@ -64,7 +70,7 @@ def _tiled_step(
     engine: Engine,
     tokens: NDArray[np.int32],
     x: FloatArray,
-    knobs: dict[str, FloatArray],
+    knobs: Mapping[str, Buffer],
     codec: CodecConstants,
 ) -> FloatArray:
     """One Euler step on overlapping tiles, blended with weights that fall off towards edges."""
@@ -82,7 +88,7 @@ def _tiled_step(
                 slice(top * cells, (top + rows) * cells),
                 slice(left * cells, (left + columns) * cells),
             )
-            feeds = {
+            feeds: dict[str, Buffer] = {
                 "x": np.ascontiguousarray(x[:, :, place[0], place[1]]),
                 "tokens": np.ascontiguousarray(tokens[:, top : top + rows, left : left + columns]),
                 **knobs,
@@ -95,7 +101,38 @@ def _tiled_step(
 
 
 def decode_latent(engine: Engine, latent: Buffer, codec: CodecConstants) -> NDArray[np.uint8]:
-    """Latent float32 (n,C,H,W) -> pixels uint8 (n,8H,8W,3), in tiles with enough context."""
+    """Latent float32 (n,C,H,W) -> pixels uint8 (n,8H,8W,3), in tiles with enough context.
+
+    Raises BackendError when the graph gives a blank picture whatever it is given.
+    """
+    pixels = _decode(engine, latent, codec)
+    blank = _blank_values(pixels)
+    if (blank >= 0).any():
+        # A picture may be black or white throughout, and then that of the opposite latent is not.
+        # Numbers overflow with either sign, and NaN ends as the same byte in either.
+        opposite = _blank_values(_decode(engine, 1 - np.asarray(latent), codec))
+        stuck = blank[(blank >= 0) & (blank == opposite)]
+        if len(stuck):
+            raise BackendError(
+                f"expected pictures from the decoder graph, got {stuck[0]} in every pixel, for the "
+                "opposite latent too: its numbers overflow on this backend; decode with the "
+                "backend 'onnxruntime-cpu', or export the bundle with norms in float32"
+            )
+    return pixels
+
+
+def _blank_values(pixels: NDArray[np.uint8]) -> NDArray[np.int_]:
+    """0 or 255 (n,) for pictures of a batch that hold nothing else, -1 for the others."""
+    values = []
+    for picture in pixels:
+        first = int(picture.flat[0])
+        parts = (picture[::16, ::16], picture)  # a few pixels tell most pictures
+        blank = first in (0, 255) and all((part == first).all() for part in parts)
+        values.append(first if blank else -1)
+    return np.array(values)
+
+
+def _decode(engine: Engine, latent: Buffer, codec: CodecConstants) -> NDArray[np.uint8]:
     cells = codec.stride // codec.latent_stride
     batch = latent.shape[0]
     height, width = (side // cells for side in latent.shape[2:])

@@ -18,7 +18,9 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from tensorrt_stand_in import Place
 
+from percoedge.engines import cuda, tensorrt_backend, tensorrt_library
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
 from percoedge.engines.contract import GraphSource, TensorSpec
 from percoedge.engines.manifest import CodecConstants
@@ -180,6 +182,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root,
         name="toy",
         family="tiny",
+        language="1" * 64,
         codec=CONSTANTS,
         graphs={
             "encoder": GraphFiles(
@@ -239,3 +242,22 @@ def source_from_nodes() -> Callable[..., GraphSource]:
         return GraphSource("probe", "fp32", model, {}, (specs[0],), (specs[1],))
 
     return make
+
+
+@pytest.fixture
+def make_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Place]:
+    """Make a machine with a GPU and TensorRT, neither of which is there."""
+
+    def make(name: str = "tensorrt", sm: int = 89) -> Place:
+        place = Place(name, tmp_path / "plans", sm)
+        monkeypatch.setattr(cuda, "_import_cuda", lambda: (place.gpu.core, place.gpu.bindings))
+        monkeypatch.setattr(tensorrt_backend, "find_library", lambda _: place.trt.library)
+        monkeypatch.setattr(tensorrt_library, "_LOGGERS", {})  # of libraries that are not there
+        return place
+
+    return make
+
+
+@pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
+def place(request: pytest.FixtureRequest, make_place: Callable[..., Place]) -> Place:
+    return make_place(request.param)

@@ -82,6 +82,7 @@ class TestReading:
             folder,
             name="x",
             family="tiny",
+            language=manifest.language,
             codec=manifest.codec,
             graphs={"flow": files},
             licence="-",
@@ -95,6 +96,28 @@ class TestReading:
             bundle.read("text", "fp32")
         with pytest.raises(BundleError, match="variant 'fp16' of graph 'decoder', got fp32"):
             bundle.read("decoder", "fp16")
+
+    def test_fp32_stands_in_for_a_missing_int8(self, bundle: Bundle) -> None:
+        assert bundle.read("flow", "int8") == bundle.read("flow", "fp32")
+        assert bundle.size_bytes(["flow"], "int8") == bundle.size_bytes(["flow"], "fp32")
+
+    def test_int8_is_read_where_it_is(self, pristine: Path, folder: Path) -> None:
+        plain = Bundle.open(pristine)
+        (folder / "bytes.onnx").write_bytes(b"bytes")
+        graph = plain.manifest.graphs["decoder"]
+        names = {"fp32": ("decoder/model.onnx",), "int8": ("bytes.onnx",)}
+        made = write_manifest(
+            folder,
+            name="x",
+            family="tiny",
+            language=plain.manifest.language,
+            codec=plain.codec,
+            graphs={"decoder": GraphFiles(graph.input_specs, graph.output_specs, names)},
+            licence="-",
+        )
+        source = made.read("decoder", "int8")
+        assert (source.variant, source.model) == ("int8", b"bytes")
+        assert made.read("decoder", "fp32").model != b"bytes"
 
     def test_memory_is_asked_for_before_reading(
         self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
@@ -329,6 +352,7 @@ class TestWriting:
         values = {
             "name": "made",
             "family": "tiny",
+            "language": manifest.language,
             "codec": manifest.codec,
             "graphs": {"flow": files},
             "licence": "CC0-1.0",
@@ -343,11 +367,11 @@ class TestWriting:
         assert stat.S_ISREG((folder / "manifest.json").stat().st_mode)
         assert not list(folder.glob("*.partial"))
 
-    def test_the_fingerprint_follows_the_files_only(self, folder: Path) -> None:
+    def test_the_fingerprint_follows_the_language_and_not_the_files(self, folder: Path) -> None:
         first = self.write(folder).fingerprint
+        flip(folder / "weights.bin")  # another decoder of the same streams
         assert self.write(folder, name="other", licence="other").fingerprint == first
-        flip(folder / "weights.bin")
-        assert self.write(folder).fingerprint != first
+        assert self.write(folder, language="2" * 64).fingerprint != first
 
     @pytest.mark.parametrize(
         ("changes", "message"),

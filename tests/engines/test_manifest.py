@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,9 +14,6 @@ from hypothesis import strategies as st
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.manifest import (
     CodecConstants,
-    FileRecord,
-    Graph,
-    Variant,
     check_file_name,
     decode_manifest,
     encode_manifest,
@@ -40,16 +38,20 @@ def test_it_survives_a_round_trip(bundle: Bundle) -> None:
 
 
 def test_the_fingerprint_is_frozen(constants: CodecConstants) -> None:
-    a, b, c = (FileRecord("f", digit * 64, 1) for digit in "abc")
-    graphs = {
-        "flow": Graph((), (), {"fp32": Variant(a, (b, c)), "fp16": Variant(b)}),
-        "encoder": Graph((), (), {"fp32": Variant(c)}),
-    }
-    # SHA-256 of "codec 4 256 qlds-8 64\nencoder fp32 c..\nflow fp16 b..\nflow fp32 a.. b.. c..\n",
-    # each digit 64 times.
-    fingerprint = fingerprint_of(graphs, constants)
-    assert fingerprint == "7444e61d222ddca08525b6687338e1441fc504838888dc7585e8d7cc73bc9b8a"
-    assert fingerprint_of(dict(reversed(graphs.items())), constants) == fingerprint
+    # SHA-256 of "1111.. 4 256 qlds-8 64\n", the digit 64 times
+    fingerprint = fingerprint_of("1" * 64, constants)
+    assert fingerprint == "ea953c2666aec83661fda7f6ea3a62b6d6475d91c7fdf48af2d15910009c5882"
+
+
+def test_how_streams_are_read_decides_the_fingerprint_and_nothing_else(
+    constants: CodecConstants,
+) -> None:
+    fingerprint = fingerprint_of("1" * 64, constants)
+    assert fingerprint_of("2" * 64, constants) != fingerprint
+    for change in ({"stride": 8}, {"codebook_size": 99}, {"schedule": "var"}, {"entropy_tile": 9}):
+        assert fingerprint_of("1" * 64, msgspec.structs.replace(constants, **change)) != fingerprint
+    later = msgspec.structs.replace(constants, steps=1, guidance=2.0, flow_tile=99, flow_overlap=1)
+    assert fingerprint_of("1" * 64, later) == fingerprint
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,9 @@ def test_what_breaks_a_rule_is_refused(
         decode(document)
 
 
-@pytest.mark.parametrize("field", ["format", "fingerprint", "codec", "graphs", "licence"])
+@pytest.mark.parametrize(
+    "field", ["format", "fingerprint", "language", "codec", "graphs", "licence"]
+)
 def test_missing_fields_are_refused(document: Any, field: str) -> None:
     del document[field]
     with pytest.raises(BundleError, match=f"missing required field `{field}`"):

@@ -11,12 +11,15 @@ from onnx import TensorProto
 from percoedge import Codec
 from percoedge.engines.backends import select
 from percoedge.engines.bundle import Bundle
-from percoedge.export.bundle import export_bundle, rounded_family
+from percoedge.export.bundle import export_bundle
 from percoedge.export.config import Config, load_config
 from percoedge.export.family import Family
 from percoedge.export.graphs import graph_plans
 from percoedge.export.onnx_files import example_feeds
 from percoedge.export.parity import check_parity
+from percoedge.runtime.metrics import psnr_db
+
+_IN_INTEGERS = ("flow", "flow_guided", "decoder")
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +29,37 @@ def bundle(family: Family, config: Config, tmp_path_factory: pytest.TempPathFact
 
 
 def test_every_graph_agrees_with_pytorch(family: Family, config: Config, bundle: Bundle) -> None:
-    rows = check_parity(rounded_family(family), config, bundle)
+    rows = check_parity(family, config, bundle)
     assert {(row.kind, row.variant) for row in rows} == {
         (kind, variant)
         for kind in ("encoder", "entropy", "flow", "flow_guided", "decoder")
-        for variant in ("fp32", "fp16")
+        for variant in ("fp32", "fp16", "int8")
+        if variant != "int8" or kind in _IN_INTEGERS
     }
     assert [row for row in rows if not row.ok] == []
+
+
+@pytest.mark.parametrize("optimization", ["off", "basic", "extended"])
+def test_integers_do_not_rest_on_what_the_runtime_fuses(bundle: Bundle, optimization: str) -> None:
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 4, 4, 6), np.float32)}
+    images = []
+    for level in ("all", optimization):
+        with select("onnxruntime-cpu", optimization=level).load(
+            bundle.read("decoder", "int8")
+        ) as e:
+            images.append(np.asarray(e.run(feeds)["image"]))
+    np.testing.assert_array_equal(*images)
+
+
+def test_graphs_in_integers_hold_no_weights_of_their_own(bundle: Bundle) -> None:
+    for kind in _IN_INTEGERS:
+        variants = bundle.manifest.graphs[kind].variants
+        assert variants["int8"].data == variants["fp32"].data
+        assert variants["int8"].model.size < 20_000
+        model = onnx.load_from_string(bundle.read(kind, "int8").model)
+        operators = {node.op_type for node in model.graph.node}
+        assert operators >= {"QLinearConv"} if kind == "decoder" else {"MultiHeadAttention"}
+        assert not {"Relu", "Softmax"} & operators
 
 
 @pytest.mark.parametrize("kind", ["flow", "flow_guided"])
@@ -42,7 +69,7 @@ def test_the_flow_runs_on_odd_and_even_grids(
 ) -> None:
     """The crop of the position table is where exported integer divisions go wrong."""
     plan = graph_plans(config)[kind]
-    module = plan.build(rounded_family(family), torch.float32)
+    module = plan.build(family, torch.float32)
     sizes = {"n": 1, "h": grid[0], "w": grid[1]}
     feeds = example_feeds(plan.inputs, sizes, {"tokens": config.codec.codebook_size + 1})
     with torch.no_grad():
@@ -109,7 +136,12 @@ def test_the_runtime_decodes_the_tokens_it_encoded(bundle: Bundle, size: tuple[i
         data = codec.encode(photo)
         np.testing.assert_array_equal(codec.decode_tokens(data), codec.tokens(photo))
         image = codec.decode(data)
+        other = codec.decode_batch([data, data])[1]
     assert image.size == size
+    np.testing.assert_allclose(np.asarray(other, np.int16), np.asarray(image, np.int16), atol=3)
+    with Codec.load(bundle.path, "onnxruntime-cpu:fp32") as codec:
+        assert codec.encode(photo) == data
+        assert psnr_db(np.asarray(codec.decode(data)), np.asarray(image)) > 36
 
 
 def test_margins_cover_the_reach_of_the_convolutions() -> None:

@@ -136,6 +136,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
             root,
             name="fake",
             family="tiny",
+            language="1" * 64,
             codec=constants(**changes),
             graphs={kind: GraphFiles(*SPECS[kind], files) for kind in kinds.split()},
             licence="CC0-1.0",

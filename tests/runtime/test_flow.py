@@ -137,3 +137,35 @@ def test_the_margin_of_the_decoder_is_needed(fakes: Any) -> None:
     whole = decode_latent(fakes.engine("decoder"), x, fakes.constants(flow_tile=64))
     seamed = decode_latent(fakes.engine("decoder"), x, fakes.constants(decoder_margin=0))
     assert (seamed != whole).any()
+
+
+class TestBlankPictures:
+    @pytest.mark.parametrize("value", [0, 255])
+    @pytest.mark.parametrize("shape", [(2, 2), (9, 3)])
+    def test_a_decoder_that_overflows(self, fakes: Any, value: int, shape: Any) -> None:
+        def overflow(feeds: Any) -> dict[str, NDArray[np.uint8]]:
+            n, _, height, width = feeds["x"].shape
+            return {"image": np.full((n, 4 * height, 4 * width, 3), value, np.uint8)}
+
+        engine = fakes.engine("decoder", overflow)
+        with pytest.raises(BackendError, match=f"got {value} in every pixel.*onnxruntime-cpu"):
+            decode_latent(engine, latents(*shape), fakes.constants())
+
+    @pytest.mark.parametrize("level", [0, -500, 500])
+    def test_pictures_that_are_black_or_white(self, fakes: Any, level: float) -> None:
+        engine = fakes.engine("decoder")
+        latent = latents(3, 4, 2)
+        latent[1] = level
+        pixels = decode_latent(engine, latent, fakes.constants())
+        assert set(np.unique(pixels[1])) == {255 if level > 0 else 0}
+        assert len(engine.calls) == 2  # a second look
+
+    def test_one_that_overflows_among_others(self, fakes: Any) -> None:
+        def overflow(feeds: Any) -> dict[str, NDArray[np.uint8]]:
+            image = fakes.engine("decoder").run(feeds)["image"]
+            image[1] = 0
+            return {"image": image}
+
+        engine = fakes.engine("decoder", overflow)
+        with pytest.raises(BackendError, match="got 0 in every pixel"):
+            decode_latent(engine, latents(2, 2, 3), fakes.constants())

@@ -1,0 +1,91 @@
+"""What is put into graphs to compute in bytes, and the ranges it rests on."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from percoedge.export.calibration import layer_ranges
+from percoedge.export.config import Config
+from percoedge.export.family import Family
+from percoedge.export.int8_graph import Affine, Int8Graph
+
+RNG = np.random.default_rng(0)
+
+
+def model(inputs: int, outputs: int, **constants: NDArray[np.float32]) -> onnx.ModelProto:
+    """x (n,inputs) -> y (n,outputs), with constants and no node yet."""
+    graph = helper.make_graph(
+        [],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", outputs])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def run(proto: onnx.ModelProto, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    result: NDArray[np.float32] = session.run(None, {"x": x})[0]
+    return result
+
+
+@pytest.mark.parametrize(
+    "low, high", [(-1.0, 3.0), (0.0, 5.0), (-2.0, 0.0), (1.0, 2.0), (0.0, 0.0)]
+)
+def test_bytes_cover_a_range_and_zero(low: float, high: float) -> None:
+    affine = Affine.over(low, high)
+    ends = affine.step * (np.array([0, 255]) - float(affine.zero))
+    assert ends[0] <= min(low, 0) + affine.step / 2
+    assert ends[1] >= max(high, 0) - affine.step / 2
+
+
+def test_what_is_beyond_the_range_becomes_its_end() -> None:
+    graph = Int8Graph(model(3, 3))
+    graph.add("Identity", graph.dequantize(graph.quantize("x", Affine.over(0, 2.55))), output="y")
+    values = run(graph.finish(), np.array([[-4.0, 1.234, 9.0]], np.float32))
+    np.testing.assert_allclose(values, [[0.0, 1.23, 2.55]], rtol=1e-6)
+
+
+def test_a_linear_layer_is_close_and_keeps_zero_channels() -> None:
+    weight = RNG.standard_normal((64, 32)).astype(np.float32)
+    weight[:, 7] = 0
+    bias = RNG.standard_normal(32).astype(np.float32)
+    graph = Int8Graph(model(64, 32, weight=weight, bias=bias))
+    x = RNG.standard_normal((50, 64)).astype(np.float32)
+    entering = graph.quantize("x", Affine.over(x.min(), x.max()))
+    graph.linear(entering, graph.weights("weight", weight, 1), "bias", "y")
+    found, expected = run(graph.finish(), x), x @ weight + bias
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+    np.testing.assert_array_equal(found[:, 7], np.full(50, bias[7]))
+
+
+def test_pairs_of_products_fit_into_sixteen_bits() -> None:
+    """Else x86 CPUs without VNNI give other sums than those with it."""
+    weight = RNG.standard_normal((16, 8)).astype(np.float32)
+    graph = Int8Graph(model(16, 8, weight=weight))
+    integers = graph.weights("weight", weight, 1)
+    graph.add("Cast", integers.name, to=TensorProto.FLOAT, output="y")
+    largest = np.abs(run(graph.finish(), np.zeros((1, 16), np.float32))).max()
+    assert largest == 64
+    assert 2 * 255 * largest < 1 << 15
+
+
+def test_ranges_are_those_of_flow_and_decoder(family: Family, config: Config) -> None:
+    ranges = layer_ranges(family, config)
+    layers = {
+        name
+        for name, module in family.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and name.startswith(("flow.", "vae.decoder."))
+    }
+    assert len(layers) > 10 and layers <= ranges.keys()
+    assert not any(name.startswith(("hyper.", "vae.encoder.")) for name in ranges)
+    assert all(r.low_in <= 0 <= r.high_in and r.low_out <= 0 <= r.high_out for r in ranges.values())
+    assert ranges == layer_ranges(family, config)
+    assert not any(module._forward_hooks for module in family.modules())
