@@ -30,7 +30,7 @@ def codec() -> Iterator[Codec]:
 
 def test_there_are_enough_of_them_for_the_bundle_that_is_shipped(codec: Codec) -> None:
     assert len(FILES) >= 27
-    assert codec.bundle.manifest.fingerprint == DOCUMENT["bundle"]
+    assert codec.bundle.manifest.fingerprint == DOCUMENT["fingerprint"]
 
 
 @pytest.mark.parametrize("name", FILES)
