@@ -34,12 +34,12 @@ def _commit() -> str:
         return "missing"
 
 
-def describe() -> dict[str, Any]:
-    """Machine, versions, commit and command of this run."""
+def describe(packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Machine, versions (of ``packages`` too), commit and command of this run."""
     # paths by their last part: where a file lies says nothing to a reader
     arguments = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     versions = {}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *packages):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -56,9 +56,16 @@ def describe() -> dict[str, Any]:
     }
 
 
-def report(name: str, results: dict[str, Any], save: bool) -> None:
-    """Print results as one JSON object; ``save`` also writes results/<name>.json."""
-    text = json.dumps({"environment": describe(), **results}, indent=2)
-    print(text)
+def report(
+    name: str,
+    results: dict[str, Any],
+    save: bool,
+    packages: tuple[str, ...] = (),
+    show: bool = True,
+) -> None:
+    """Print results as one JSON object if ``show``; ``save`` also writes results/<name>.json."""
+    text = json.dumps({"environment": describe(packages), **results}, indent=2)
+    if show:
+        print(text)
     if save:
         (RESULTS / f"{name}.json").write_text(text + "\n")

@@ -35,17 +35,37 @@ from percoedge.runtime.flow import noise
 
 
 class EagerCodec:
-    """The modules of a family in PyTorch eager mode, FP32, doing what the runtime does."""
+    """The modules of a family in PyTorch eager mode, doing what the runtime does.
 
-    def __init__(self, name: str) -> None:
+    ``name``: of a configuration. Flow and autoencoder are of ``dtype`` (tokens are encoded in FP32
+    only); with ``compiled`` the decoding side goes through torch.compile.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+    ) -> None:
         torch.manual_seed(0)
         self.config = load_config(name)
-        family = Family(self.config).eval().to(memory_format=torch.channels_last)
+        self.device = torch.device(device)
+        with self.device:
+            family = Family(self.config).eval()
+        family.to(self.device, memory_format=torch.channels_last)
         family.mim.exact = True
-        self.mim = family.mim
         self.encoder = EncoderGraph(family, torch.float32)
-        self.flow = FlowGraph(family, torch.float32)
-        self.decoder = DecoderGraph(family, torch.float32)
+        self.integer_logits = family.mim.integer_logits
+        if dtype != torch.float32:
+            family.vae.to(dtype)
+            family.flow.to(dtype)
+        self.flow: Any = FlowGraph(family, dtype)
+        self.decoder: Any = DecoderGraph(family, dtype)
+        if compiled:
+            self.integer_logits = torch.compile(self.integer_logits)
+            self.flow = torch.compile(self.flow)
+            self.decoder = torch.compile(self.decoder)
 
     @torch.inference_mode()
     def encode_tokens(self, pixels: np.ndarray[Any, Any]) -> torch.Tensor:
@@ -54,37 +74,49 @@ class EagerCodec:
 
     def weights(self, tokens: torch.Tensor, cells: torch.Tensor) -> np.ndarray[Any, Any]:
         """Integer weights (p,K) of flat cells of a grid (1,h,w)."""
-        logits = self.mim.integer_logits(tokens).flatten(0, 2)[cells]
+        logits = self.integer_logits(tokens).flatten(0, 2)[cells]
         octaves = (logits - logits.amax(-1, keepdim=True)) / 16
-        weights: np.ndarray[Any, Any] = (65536 * octaves.exp2()).round().clamp_min(1).int().numpy()
-        return weights
+        weights = (65536 * octaves.exp2()).round().clamp_min(1).int()
+        found: np.ndarray[Any, Any] = weights.cpu().numpy()
+        return found
 
     @torch.inference_mode()
     def stream(self, grid: tuple[int, int]) -> bytes:
         """Random tokens coded with this model, for ``decode`` to read."""
         size = self.config.codec.codebook_size
         target = torch.randint(size, (1, *grid), generator=torch.Generator().manual_seed(0))
-        tokens, coder = torch.full_like(target, size), TokenEncoder()
+        tokens, coder = torch.full((1, *grid), size, device=self.device), TokenEncoder()
         for cells in map(torch.from_numpy, passes(self.config.codec.schedule, *grid)):
             symbols = target.view(-1)[cells]
-            coder.encode(symbols.numpy(), self.weights(tokens, cells))
-            tokens.view(-1)[cells] = symbols
+            coder.encode(symbols.numpy(), self.weights(tokens, cells.to(self.device)))
+            tokens.view(-1)[cells.to(self.device)] = symbols.to(self.device)
         return coder.finish()
 
     @torch.inference_mode()
     def decode(self, data: bytes, grid: tuple[int, int], steps: int) -> np.ndarray[Any, Any]:
+        """A stream of ``stream`` -> pixels uint8 (1,H,W,3)."""
         codec = self.config.codec
         coder = TokenDecoder(data)
-        tokens = torch.full((1, *grid), codec.codebook_size)
+        tokens = torch.full((1, *grid), codec.codebook_size, device=self.device)
         for cells in map(torch.from_numpy, passes(codec.schedule, *grid)):
-            symbols = coder.decode(self.weights(tokens, cells))
-            tokens.view(-1)[cells] = torch.from_numpy(symbols).long()
-        height, width = (2 * side for side in grid)
-        x = torch.from_numpy(noise(0, codec.latent_channels, height, width)[None])
-        dt = torch.tensor([1 / steps])
+            symbols = coder.decode(self.weights(tokens, cells.to(self.device)))
+            known = torch.from_numpy(symbols).long().to(self.device)
+            tokens.view(-1)[cells.to(self.device)] = known
+        height, width = (codec.stride // codec.latent_stride * side for side in grid)
+        start = noise(0, codec.latent_channels, height, width)[None]
+        return self.render(tokens.int(), torch.from_numpy(start), steps)
+
+    @torch.inference_mode()
+    def render(
+        self, tokens: torch.Tensor, start: torch.Tensor, steps: int, *text: torch.Tensor
+    ) -> np.ndarray[Any, Any]:
+        """Tokens (1,h,w) and noise -> pixels; ``text``: what the flow takes of captions."""
+        x = start.to(self.device)
+        dt = torch.tensor([1 / steps], device=self.device)
         for index in range(steps):
-            x = self.flow(x, tokens.int(), torch.tensor([1 - index / steps]), dt)
-        pixels: np.ndarray[Any, Any] = self.decoder(x).numpy()
+            t = torch.tensor([1 - index / steps], device=self.device)
+            x = self.flow(x, tokens, t, dt, *text)
+        pixels: np.ndarray[Any, Any] = self.decoder(x).cpu().numpy()
         return pixels
 
 
@@ -103,7 +135,7 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict
 def summary(times: list[float]) -> dict[str, float]:
     """Median and quartile spread in milliseconds."""
     quarters = statistics.quantiles(times, n=4)
-    return {"median_ms": round(quarters[1], 1), "iqr_ms": round(quarters[2] - quarters[0], 1)}
+    return {"median_ms": round(quarters[1], 2), "iqr_ms": round(quarters[2] - quarters[0], 2)}
 
 
 def first_image(stream: Path, bundle: str, steps: int, rounds: int) -> dict[str, float]:

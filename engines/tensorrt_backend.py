@@ -110,6 +110,7 @@ class TensorRtBackend:
             f"{record.version} on SM {gpu.sm}",
             said or "the library gives no reason",
         )
+        gpu.enter()  # a lost GPU has an error of its own
         command = rebuild_command(
             self.name, kind=record.kind, targets=record.targets, request=record.request
         )

@@ -18,6 +18,7 @@ from percoedge import Codec
 from percoedge.engines import backends
 from percoedge.engines.backends import available, select
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
 from percoedge.engines.plan_record import PlanRecord, graph_digest
 from percoedge.engines.tensorrt_backend import TensorRtBackend
 from percoedge.errors import BackendError, UsageError
@@ -248,7 +249,7 @@ class TestSelection:
 
     @pytest.mark.parametrize("low_memory", [False, True])
     def test_a_codec_on_it(self, place: Place, low_memory: bool) -> None:
-        """Streams and tokens are those of the CPU; the GPU's memory goes back in the end."""
+        """All is what the same graphs give on the CPU; the GPU's memory goes back in the end."""
         if low_memory and place.trt.name == "tensorrt-rtx":
             pytest.skip("it makes no difference to the library, and takes its time")
         tiny = Bundle.open("tiny")
@@ -256,7 +257,7 @@ class TestSelection:
             place.build(tiny, kind, batches=(2,))
         rng = np.random.default_rng(5)
         photos = [rng.integers(0, 256, (40, 72, 3), np.uint8) for _ in range(2)]
-        with Codec.load("tiny", "onnxruntime-cpu") as cpu:
+        with Codec(tiny, OnnxRuntimeBackend(precision="fp16")) as cpu:
             streams = [cpu.encode(photo) for photo in photos]
             wanted = [np.asarray(cpu.decode(stream, steps=2)) for stream in streams]
         with Codec.load(tiny, low_memory=low_memory) as codec:
@@ -267,5 +268,5 @@ class TestSelection:
             assert (place.gpu.used_bytes == 0) == low_memory
         for image, want in zip(images, wanted * 2, strict=True):
             difference = np.asarray(image).astype(int) - want.astype(int)
-            assert abs(difference).max() <= 4  # half precision
+            assert abs(difference).max() <= 1  # two at a time here, one at a time there
         assert (place.gpu.used_bytes, place.gpu.pinned_bytes) == (0, 0)
