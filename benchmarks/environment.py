@@ -6,32 +6,15 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from percoedge.runtime.bench.machine import commit, processor
+
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("percoedge", "numpy", "onnxruntime", "constriction", "pillow", "torch", "diffusers")
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    root = Path(__file__).parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "missing"
 
 
 def describe(packages: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -46,12 +29,12 @@ def describe(packages: tuple[str, ...] = ()) -> dict[str, Any]:
             versions[name] = "missing"
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,
-        "commit": _commit(),
+        "commit": commit() or "missing",
         "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *arguments]),
     }
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from percoedge.export.mim import (
     ACTIVATION_MAX,
     LOGIT_EXPONENT,
-    NORM_EXPONENT,
     NORM_ENTRIES,
+    NORM_EXPONENT,
     NORM_SHIFT,
     SQUARE_SHIFT,
     STREAM_EXPONENT,

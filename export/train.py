@@ -1,9 +1,9 @@
 """Train a family: ``python -m percoedge.export.train tiny --photos D --validation D --out D``.
 
-Runs all stages in order; each leaves a checkpoint in ``--out`` and is resumed or skipped when it is
-run again. The last line writes ``<out>/family.pt``, which ``percoedge.export.bundle`` turns into a
-bundle. With ``--start BUNDLE`` only the last look at the pictures, the stage ``refine``, is trained,
-from the weights of a bundle, whose streams the result still reads.
+Runs all stages in order; each leaves a checkpoint in ``--out`` and is resumed or skipped when it
+is run again. The last line writes ``<out>/family.pt``, which ``percoedge.export.bundle`` turns into
+a bundle. With ``--start BUNDLE`` only the stage ``refine`` is trained, from the weights of a
+bundle, whose streams the result still reads.
 """
 
 from __future__ import annotations

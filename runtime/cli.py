@@ -105,6 +105,10 @@ def _encode(options: argparse.Namespace, console: Console) -> int:
 
 
 def _decode(options: argparse.Namespace, console: Console) -> int:
+    if os.path.isdir(options.input):
+        from percoedge.runtime import folder
+
+        return folder.decode_folder(options, console)
     from percoedge.runtime import commands
 
     return commands.decode(options, console)
@@ -126,6 +130,24 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
     from percoedge.runtime import doctor
 
     return doctor.doctor(options, console)
+
+
+def _build(options: argparse.Namespace, console: Console) -> int:
+    from percoedge.runtime import build_command
+
+    return build_command.build(options, console)
+
+
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    from percoedge.runtime import compare
+
+    return compare.compare(options, console)
+
+
+def _bench(options: argparse.Namespace, console: Console) -> int:
+    from percoedge.runtime.bench import command
+
+    return command.bench(options, console)
 
 
 def _bundle_verify(options: argparse.Namespace, console: Console) -> int:
@@ -213,12 +235,17 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--bare", action="store_true", help="no magic, fingerprint and checksum")
 
     decode = command("decode", _decode, "decode a .pco stream to an image", engines, streams=True)
-    decode.add_argument("input", metavar="IN", help="a .pco file; - for stdin")
+    decode.add_argument("input", metavar="IN", help="a .pco file; - for stdin; or a folder of them")
     decode.add_argument(
-        "-o",
-        "--output",
+        *("-o", "--output", "--out"),
         metavar="OUT",
-        help=".png, .jpg or .webp; default: IN with the suffix .png; - for stdout",
+        help=".png, .jpg or .webp; default: IN with the suffix .png; - for stdout; or a folder",
+    )
+    decode.add_argument(
+        "--jobs", type=_positive, metavar="N", help="images of a folder at a time (default: few)"
+    )
+    decode.add_argument(
+        "--force", action="store_true", help="decode those of a folder again that are there"
     )
     decode.add_argument("--format", metavar="NAME", help="png, jpeg or webp, whatever OUT's suffix")
     decode.add_argument(
@@ -250,6 +277,89 @@ def _parser() -> argparse.ArgumentParser:
         help="original and decoded side by side (default: percoedge-demo.png)",
     )
     demo.add_argument("--steps", type=_positive, metavar="N", help="of the decoder (1..255)")
+
+    build = command("build", _build, "build a bundle's graphs into plans of TensorRT, kept here")
+    build.add_argument("bundle", metavar="BUNDLE", help="shipped name, directory or .zip")
+    build.add_argument(
+        "--backend",
+        required=True,
+        choices=("tensorrt", "tensorrt-rtx"),
+        help="tensorrt-rtx needs no GPU to build; tensorrt builds for the GPU at hand",
+    )
+    build.add_argument(
+        "--sm",
+        metavar="SM,...",
+        help="compute capabilities of GPUs, 89 for 8.9 (default: all that tensorrt-rtx knows)",
+    )
+    build.add_argument(
+        "--sizes",
+        metavar="WxH,...",
+        help="pictures up to the largest width and height of these, fastest at the first "
+        "(default: every size, fastest at 512x512)",
+    )
+    build.add_argument(
+        "--batch",
+        metavar="N,...",
+        help="pictures at a time: up to the largest, fastest at the first (default: 1)",
+    )
+    build.add_argument(
+        "--graph", metavar="KIND", action="append", help="only this one (may be repeated)"
+    )
+    build.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="where plans are kept (default: $PERCOEDGE_CACHE, else the user's cache folder)",
+    )
+    build.add_argument(
+        "--workspace", type=_positive, metavar="MIB", help="most memory for one layer"
+    )
+
+    compare = command("compare", _compare, "run a bundle's graphs on two backends and compare")
+    compare.add_argument("bundle", metavar="BUNDLE", help="shipped name, directory or .zip")
+    for side in ("a", "b"):
+        compare.add_argument(
+            f"--{side}",
+            required=True,
+            metavar="BACKEND",
+            help="a name that doctor lists; one of ONNX Runtime may end in :fp32, :fp16 or :int8",
+        )
+    compare.add_argument(
+        "--graph", metavar="KIND", action="append", help="only this one (may be repeated)"
+    )
+
+    bench = command("bench", _bench, "measure decoding: latency, stages, memory, energy, ceilings")
+    lists = "several with commas between them"
+    bench.add_argument(
+        "--bundle", default="tiny", metavar="NAME,...", help=f"{lists} (default: tiny)"
+    )
+    bench.add_argument(
+        "--backend", default="auto", metavar="NAME,...", help=f"{lists} (default: auto)"
+    )
+    bench.add_argument(
+        "--size", default="512x512", metavar="WxH,...", help=f"{lists} (default: 512x512)"
+    )
+    bench.add_argument("--batch", default="1", metavar="N,...", help=f"{lists} (default: 1)")
+    bench.add_argument("--steps", metavar="N,...", help=f"{lists} (default: the bundle's)")
+    bench.add_argument("--threads", metavar="N,...", help="CPU threads per engine, as above")
+    bench.add_argument(
+        "--low-memory", action="store_true", help="keep one engine in memory at a time"
+    )
+    bench.add_argument(
+        "--warmup", type=float, default=0.2, metavar="S", help="seconds before (default: 0.2)"
+    )
+    bench.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="least time of a case (default: 3)"
+    )
+    bench.add_argument(
+        "--iterations", type=_positive, default=10, metavar="N", help="least number (default: 10)"
+    )
+    bench.add_argument(
+        "--format", default="table", choices=("table", "markdown", "csv"), help="default: table"
+    )
+    bench.add_argument("--report", metavar="FILE", help="write plots, too, as one page of HTML")
+    bench.add_argument(
+        "--export-times", metavar="FILE", help="write the times of every iteration as JSON"
+    )
 
     command("doctor", _doctor, "check this installation and say what works here")
 

@@ -30,6 +30,7 @@ from percoedge.runtime.console import printable, size_text
 from percoedge.runtime.demo import shipped_photo
 
 ROOT = Path(__file__).parents[2]
+MISSING = ("no.png", "no/no.pco")
 SIZE = (50, 40)  # width, height: no multiples of the stride
 
 
@@ -339,8 +340,13 @@ class TestBadInput:
         photo.write_bytes(photo.read_bytes()[:-40])
         assert_refused(run("encode", photo, "-o", "out.pco"), 3, "cut short")
 
-    @pytest.mark.parametrize("command", ["encode", "decode", "info"])
-    @pytest.mark.parametrize("name", ["no.png", "no/no.pco", "."])
+    @pytest.mark.parametrize(
+        ("command", "name"),
+        [
+            *((command, name) for command in ("encode", "decode", "info") for name in MISSING),
+            *(("encode", "."), ("info", ".")),  # decode takes folders
+        ],
+    )
     def test_missing_input(self, run: Run, command: str, name: str) -> None:
         assert_refused(run(command, name), 3, f"cannot read {name}")
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -481,12 +482,33 @@ def test_timings_are_those_of_the_last_call(codec: Codec, fakes: Any) -> None:
     stream = codec.encode(fakes.photo(20, 20))
     assert set(codec.timings_ms) == {"read image", "load", "encoder", "entropy coding"}
     codec.decode(stream)
-    assert set(codec.timings_ms) == {"load", "entropy decoding", "noise", "flow", "decoder"}
+    stages = {"container", "load", "entropy decoding", "noise", "flow", "decoder", "image"}
+    assert set(codec.timings_ms) == stages
     codec.decode_tokens(stream)
-    assert set(codec.timings_ms) == {"entropy decoding"}
+    assert set(codec.timings_ms) == {"container", "entropy decoding"}
     codec.tokens(fakes.photo(20, 20))
     assert set(codec.timings_ms) == {"encoder"}
     assert all(time >= 0 for time in codec.timings_ms.values())
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_threads_may_share_a_codec(fake_bundle: Bundle, fakes: Any, low_memory: bool) -> None:
+    backend = fakes.backend()
+    codec = Codec.load(fake_bundle, backend, low_memory=low_memory)
+    photos = [fakes.photo(20 + 8 * index, 30, index) for index in range(8)]
+    streams = [codec.encode(photo) for photo in photos]
+    expected = [np.asarray(codec.decode(stream)) for stream in streams]
+
+    def decode(stream: bytes) -> tuple[NDArray[np.uint8], dict[str, float]]:
+        return np.asarray(codec.decode(stream)), codec.timings_ms
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(decode, streams))
+    for (image, timings_ms), wanted in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(image, wanted)
+        assert {"container", "entropy decoding", "flow", "decoder"} <= set(timings_ms)
+    kinds = [kind for kind, _ in backend.engines]
+    assert low_memory or len(kinds) == len(set(kinds))  # none was loaded twice
 
 
 def test_info_decodes_nothing(codec: Codec, backend: FakeBackend, fakes: Any) -> None:

@@ -1,0 +1,238 @@
+"""Decodes one stream again and again and takes its time apart.
+
+The latency of an iteration is that of ``Codec.decode`` (or ``decode_batch``): from bytes in memory
+to images in memory. Writing the images as PNG is timed beside it and not counted into it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import io
+import operator
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from percoedge.bitstream.container import MAX_SIDE, unpack
+from percoedge.engines.backends import select
+from percoedge.engines.bundle import Bundle
+from percoedge.engines.contract import Backend
+from percoedge.runtime.bench.case import Case, Limits
+from percoedge.runtime.bench.ceiling import Ceiling, measure_ceiling
+from percoedge.runtime.bench.graph_cost import GraphCost, cost_of
+from percoedge.runtime.bench.meters import DeviceMemory, find_meter, peak_host_bytes
+from percoedge.runtime.bench.onnx_graph import read_graph
+from percoedge.runtime.bench.probe import Call, Layout, Probe, stages_of
+from percoedge.runtime.bench.shape_rules import Tensor
+from percoedge.runtime.codec import Codec
+from percoedge.runtime.demo import shipped_photo
+from percoedge.runtime.images import write_image
+
+__all__ = ["encode_photo", "measure", "measure_on"]
+
+_WRITE = "write png"
+_FLOW = ("flow step", "flow, queueing", "flow, waiting")
+
+
+def encode_photo(case: Case) -> bytes:
+    """The shipped photo in the size of a case, encoded with its bundle on its backend."""
+    with Image.open(shipped_photo()) as photo:
+        resized = photo.convert("RGB").resize((case.width, case.height))
+    with Codec.load(
+        case.bundle, case.backend, threads=case.threads, low_memory=case.low_memory
+    ) as codec:
+        return codec.encode(resized)
+
+
+def measure(case: Case, limits: Limits, stream: bytes) -> dict[str, Any]:
+    """Measure a case in this process. Raises what opening and decoding raise."""
+    bundle = Bundle.open(case.bundle)
+    backend = select(case.backend, bundle=bundle, threads=case.threads)
+    return measure_on(bundle, backend, case, limits, stream)
+
+
+def measure_on(
+    bundle: Bundle, backend: Backend, case: Case, limits: Limits, stream: bytes
+) -> dict[str, Any]:
+    """Measure a case on a backend that is there; values are such that JSON can hold.
+
+    None is what this machine or backend does not tell.
+    """
+    probe = Probe(backend)
+    layout = _layout(bundle, probe, case, stream)
+    on_gpu = backend.name != "onnxruntime-cpu"
+    meter = find_meter(on_gpu)
+    rows: list[dict[str, float]] = []
+    starts: list[float] = []
+    latencies: list[float] = []
+    with Codec(bundle, probe, low_memory=case.low_memory) as codec, DeviceMemory(on_gpu) as memory:
+        first_ms, _, calls = _once(codec, probe, case, stream, layout)
+        ends = time.perf_counter() + limits.warmup_seconds
+        while time.perf_counter() < ends:
+            _once(codec, probe, case, stream, layout)
+        gc.collect()
+        if meter is not None:
+            meter.start()
+        began = time.perf_counter()
+        while len(rows) < limits.iterations or time.perf_counter() - began < limits.seconds:
+            starts.append((time.perf_counter() - began) * 1000)
+            latency_ms, stages, calls = _once(codec, probe, case, stream, layout)
+            latencies.append(latency_ms)
+            rows.append(stages)
+        joules = None if meter is None else meter.stop()
+        peak = peak_host_bytes()
+    images = case.batch * len(latencies)
+    medians = _medians(rows)
+    graphs = _graphs(bundle, probe, medians, calls)
+    ceiling = measure_ceiling(
+        backend, int8=any(cost is not None and cost.int8_ops for *_, cost in graphs)
+    )
+    return {
+        "backend": backend.name,
+        "variant": backend.variant,
+        "stream_bytes": len(stream),
+        "iterations": len(latencies),
+        "first_ms": round(first_ms, 3),
+        "latency_ms": _summary(latencies),
+        "images_per_s": round(images / (sum(latencies) / 1000), 4),
+        "stages_ms": medians,
+        "outside_engines": _outside(probe, medians, statistics.median(latencies)),
+        "peak_host_bytes": peak,
+        "peak_device_bytes": memory.peak_bytes,
+        "joules_per_image": None if joules is None else round(joules / images, 6),
+        "energy_source": None if joules is None or meter is None else meter.source,
+        "ceiling": _ceiling_record(ceiling),
+        "graphs": [_graph_record(*graph, ceiling) for graph in graphs],
+        "times": [
+            {"start_ms": round(start, 3), "latency_ms": round(latency, 3), "stages_ms": row}
+            for start, latency, row in zip(starts, latencies, map(_rounded, rows), strict=True)
+        ],
+    }
+
+
+def _once(
+    codec: Codec, probe: Probe, case: Case, stream: bytes, layout: Layout
+) -> tuple[float, dict[str, float], list[Call]]:
+    """One decode: its latency, its stages with the writing behind them, and its calls."""
+    probe.calls.clear()
+    began = time.perf_counter()
+    if case.batch == 1:
+        images = [codec.decode(stream, steps=case.steps, max_pixels=MAX_SIDE**2)]
+    else:
+        images = codec.decode_batch([stream] * case.batch, steps=case.steps, max_pixels=MAX_SIDE**2)
+    latency_ms = (time.perf_counter() - began) * 1000
+    calls = list(probe.calls)
+    stages = stages_of(codec.timings_ms, calls, layout, latency_ms)
+    began = time.perf_counter()
+    for image in images:
+        write_image(np.asarray(image), io.BytesIO(), "PNG")
+    stages[_WRITE] = (time.perf_counter() - began) * 1000
+    return latency_ms, stages, calls
+
+
+def _layout(bundle: Bundle, probe: Probe, case: Case, stream: bytes) -> Layout:
+    codec = bundle.codec
+    rows, columns = -(-case.height // codec.stride), -(-case.width // codec.stride)
+    schedule = unpack(stream).header.schedule or codec.schedule
+    grid = (rows, columns)
+    return Layout(grid, codec.entropy_tile, schedule, case.steps, probe.returns_early)
+
+
+def _graphs(
+    bundle: Bundle, probe: Probe, medians: Mapping[str, float], calls: Sequence[Call]
+) -> list[tuple[str, int, float, GraphCost | None]]:
+    """Of every graph that a decode runs: kind, number of calls, their time, what they cost.
+
+    Costs are those of all calls of one decode together; None for a graph that cannot be counted.
+    """
+    flow = sum(time_ms for name, time_ms in medians.items() if name.startswith(_FLOW))
+    times = {
+        "entropy": sum(t for name, t in medians.items() if name.startswith("MIM pass")),
+        **{"flow": flow, "flow_guided": flow, "decoder": medians.get("decoder", 0.0)},
+    }
+    found = []
+    for kind, time_ms in times.items():
+        of_kind = [call for call in calls if call.kind == kind]
+        if of_kind:
+            found.append((kind, len(of_kind), time_ms, _cost(bundle, probe, of_kind)))
+    return found
+
+
+def _cost(bundle: Bundle, probe: Probe, calls: Sequence[Call]) -> GraphCost | None:
+    """The calls' costs together."""
+    kind = calls[0].kind
+    specs = bundle.manifest.graphs[kind]
+    dtypes = {spec.name: spec.dtype for spec in specs.input_specs}
+    outputs = tuple(spec.name for spec in specs.output_specs)
+    costs: dict[object, GraphCost] = {}
+    try:
+        graph = read_graph(probe.models[kind])
+        for shapes in {call.shapes for call in calls}:
+            inputs = {name: Tensor(shape, dtypes[name]) for name, shape in shapes}
+            costs[shapes] = cost_of(graph, inputs, outputs)
+    except ValueError:
+        return None
+    return functools.reduce(operator.add, (costs[call.shapes] for call in calls))
+
+
+def _graph_record(
+    kind: str, calls: int, time_ms: float, cost: GraphCost | None, ceiling: Ceiling
+) -> dict[str, Any]:
+    """A graph's rate, and what share it is of what the ceilings allow."""
+    record: dict[str, Any] = dict.fromkeys(
+        ("float_ops", "int8_ops", "weight_bytes", "io_bytes", "traffic_bytes", "ops_per_s")
+        + ("bound_ms", "fraction_of_bound", "fraction_of_matrix_rate")
+    )
+    record = {"graph": kind, "calls": calls, "time_ms": round(time_ms, 3), **record}
+    if cost is None or time_ms <= 0:
+        return record
+    record |= dataclasses.asdict(cost)
+    record["ops_per_s"] = round((cost.float_ops + cost.int8_ops) / time_ms * 1000)
+    products = [(cost.float_ops, ceiling.float_ops_per_s), (cost.int8_ops, ceiling.int8_ops_per_s)]
+    rates = [(count, rate) for count, rate in products if count]
+    if ceiling.bytes_per_s is None or any(rate is None for _, rate in rates):
+        return record
+    matrix_ms = sum(count / rate for count, rate in rates if rate is not None) * 1000
+    moving_ms = (cost.weight_bytes + cost.io_bytes) / ceiling.bytes_per_s * 1000
+    record["bound_ms"] = round(max(matrix_ms, moving_ms), 3)
+    record["fraction_of_bound"] = round(max(matrix_ms, moving_ms) / time_ms, 4)
+    record["fraction_of_matrix_rate"] = round(matrix_ms / time_ms, 4)
+    return record
+
+
+def _ceiling_record(ceiling: Ceiling) -> dict[str, Any]:
+    values = dataclasses.asdict(ceiling)
+    return {n: round(v) if isinstance(v, float) else v for n, v in values.items()}
+
+
+def _outside(probe: Probe, medians: Mapping[str, float], median_ms: float) -> float | None:
+    """Share of a decode that no engine works: container, range coder, copies, Python.
+
+    None where calls return before their work is done, so that waiting looks like it.
+    """
+    if probe.returns_early:
+        return None
+    names = ("container", "range coder", "noise", "flow, between steps", "image", "other")
+    return round(sum(medians.get(name, 0.0) for name in names) / median_ms, 5)
+
+
+def _summary(times: Sequence[float]) -> dict[str, float]:
+    """Percentiles, mean and standard deviation of milliseconds."""
+    quantiles = np.percentile(times, (50, 90, 95, 99))
+    values = dict(zip(("p50", "p90", "p95", "p99"), map(float, quantiles), strict=True))
+    values |= {"mean": statistics.fmean(times), "sd": statistics.stdev(times) if times[1:] else 0.0}
+    return _rounded({**values, "min": min(times), "max": max(times)})
+
+
+def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return _rounded({name: statistics.median(row[name] for row in rows) for name in rows[0]})
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in values.items()}

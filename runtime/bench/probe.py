@@ -1,0 +1,153 @@
+"""A backend that runs another one and notes every call: which graph, on what shapes, for how long.
+
+The codec is measured as it is: what goes on inside a stage is seen from its calls of engines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from percoedge.bitstream.schedules import pass_count, passes
+from percoedge.engines.contract import Backend, Buffer, Engine, GraphSource, TensorSpec
+from percoedge.engines.tensorrt_library import LIBRARIES
+from percoedge.runtime.ranges import named_range
+from percoedge.runtime.tiles import grid_tiles
+
+__all__ = ["Call", "Layout", "Probe", "stages_of"]
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a graph: its inputs' shapes by name, and how long the call took."""
+
+    kind: str
+    shapes: Shapes
+    time_ms: float
+
+
+@dataclass
+class Probe:
+    """See the contract of Backend. ``calls`` in order; ``models``: the ONNX model of each graph."""
+
+    backend: Backend
+    calls: list[Call] = field(default_factory=list)
+    models: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def variant(self) -> str:
+        return self.backend.variant
+
+    @property
+    def returns_early(self) -> bool:
+        """Whether a call may return before the device is done: its time is that of queueing."""
+        return self.name in LIBRARIES
+
+    def load(self, source: GraphSource) -> Engine:
+        self.models[source.kind] = source.model
+        return _ProbedEngine(source.kind, self.backend.load(source), self.calls)
+
+
+class _ProbedEngine:
+    """An engine whose runs are noted."""
+
+    def __init__(self, kind: str, engine: Engine, calls: list[Call]) -> None:
+        self._kind, self._engine, self._calls = kind, engine, calls
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._engine.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._engine.outputs
+
+    def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
+        began = time.perf_counter()
+        with named_range(self._kind):
+            outputs = self._engine.run(feeds, on_device=on_device)
+        time_ms = (time.perf_counter() - began) * 1000
+        shapes = tuple((name, tuple(feed.shape)) for name, feed in feeds.items())
+        self._calls.append(Call(self._kind, shapes, time_ms))
+        return outputs
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def __enter__(self) -> _ProbedEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the calls of one decode follow one another: ``grid`` of tokens (h,w), and settings."""
+
+    grid: tuple[int, int]
+    entropy_tile: int
+    schedule: str
+    steps: int
+    returns_early: bool = False
+
+    def pass_numbers(self) -> list[int]:
+        """Number (from 1) of the pass that each call of the entropy graph belongs to."""
+        if self.schedule == "uniform":
+            return []
+        tiles = grid_tiles(*self.grid, self.entropy_tile)
+        cells = {tile.shape: passes(self.schedule, *tile.shape) for tile in tiles}
+        return [
+            number + 1
+            for number in range(pass_count(self.schedule))
+            for tile in tiles
+            if len(cells[tile.shape][number])
+        ]
+
+
+def stages_of(
+    timings_ms: Mapping[str, float], calls: Sequence[Call], layout: Layout, latency_ms: float
+) -> dict[str, float]:
+    """Milliseconds of each stage of one decode, in the order in which they run; they sum up to it.
+
+    Passes and steps are timed by their calls. What else the codec does in that stage is "range
+    coder" (with the arithmetic around it) and "flow, between steps"; "other" is what no stage
+    covers. Where calls return early, steps are those of queueing, and "flow, waiting" is the rest.
+    """
+    rest = dict(timings_ms)
+    stages: dict[str, float] = {
+        name: rest.pop(name) for name in ("load", "container") if name in rest
+    }
+    if (coding := rest.pop("entropy decoding", None)) is not None:
+        times = [call.time_ms for call in calls if call.kind == "entropy"]
+        for number, time_ms in zip(layout.pass_numbers(), times, strict=True):
+            name = f"MIM pass {number}"
+            stages[name] = stages.get(name, 0.0) + time_ms
+        stages["range coder"] = coding - sum(times)
+    for name in ("text", "noise"):
+        if name in rest:
+            stages[name] = rest.pop(name)
+    if (flow := rest.pop("flow", None)) is not None:
+        times = [call.time_ms for call in calls if call.kind in ("flow", "flow_guided")]
+        tiles = len(times) // layout.steps
+        verb = "flow, queueing step" if layout.returns_early else "flow step"
+        for step in range(layout.steps):
+            stages[f"{verb} {step + 1}"] = sum(times[step * tiles : (step + 1) * tiles])
+        name = "flow, waiting" if layout.returns_early else "flow, between steps"
+        stages[name] = flow - sum(times)
+    stages |= rest  # decoder, image
+    stages["other"] = latency_ms - sum(stages.values())
+    return stages

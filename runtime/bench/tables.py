@@ -1,0 +1,185 @@
+"""Results as tables: for a terminal, as Markdown to paste elsewhere, and as CSV.
+
+What a machine does not tell is written as "missing", never as 0.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from percoedge.runtime.bench.case import Case
+
+__all__ = [
+    "MISSING",
+    "Outcome",
+    "Table",
+    "csv_text",
+    "grouped",
+    "labels",
+    "markdown_lines",
+    "stage_table",
+    "summary_table",
+    "text_lines",
+]
+
+MISSING = "missing"
+_MIB = 1 << 20
+_GROUPS = {"MIM pass": "MIM passes", "flow step": "flow steps", "flow, queueing": "flow, queueing"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A case with what ``measure`` gave, or with why it gave nothing."""
+
+    case: Case
+    result: dict[str, Any] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are written out; the first ``left`` columns are words, the others numbers."""
+
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    left: int = 1
+
+
+def labels(cases: Sequence[Case]) -> list[str]:
+    """A short name of each case: what differs between them, or all of it where nothing does."""
+    parts = [_words(case) for case in cases]
+    differs = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
+    chosen = differs if any(differs) else [True] * len(differs)
+    return [
+        ", ".join(word for word, take in zip(part, chosen, strict=True) if take) for part in parts
+    ]
+
+
+def _words(case: Case) -> tuple[str, ...]:
+    return (
+        case.bundle,
+        case.backend,
+        f"{case.width}x{case.height}",
+        f"batch {case.batch}",
+        f"{case.steps} step{'' if case.steps == 1 else 's'}",
+        f"threads {case.threads or 'auto'}",
+    )
+
+
+def grouped(stages_ms: Mapping[str, float]) -> dict[str, float]:
+    """Stages with all passes added up, and all steps."""
+    groups: dict[str, float] = {}
+    for name, time_ms in stages_ms.items():
+        group = next((long for short, long in _GROUPS.items() if name.startswith(short)), name)
+        groups[group] = groups.get(group, 0.0) + time_ms
+    return groups
+
+
+def summary_table(outcomes: Sequence[Outcome]) -> Table:
+    """One row for each case that was measured: latency, throughput, memory, energy."""
+    header = (
+        *("case", "bundle", "backend", "size", "batch", "steps", "threads"),
+        *("p50 ms", "p90", "p95", "p99", "mean", "sd", "images/s", "outside engines"),
+        *("host MiB", "device MiB", "J/image", "flow of matrix rate"),
+    )
+    rows = []
+    for number, outcome in enumerate(outcomes, 1):
+        case, result = outcome.case, outcome.result
+        if result is None:
+            continue
+        latency = result["latency_ms"]
+        graphs: dict[str, Any] = {graph["graph"]: graph for graph in result["graphs"]}
+        flow = graphs.get("flow_guided") or graphs.get("flow") or {}
+        rows.append(
+            (
+                *(str(number), case.bundle, f"{result['backend']}:{result['variant']}"),
+                f"{case.width}x{case.height}",
+                *(str(case.batch), str(case.steps), str(case.threads or "auto")),
+                *(f"{latency[name]:.1f}" for name in ("p50", "p90", "p95", "p99", "mean", "sd")),
+                f"{result['images_per_s']:.2f}",
+                _share(result["outside_engines"]),
+                _mebibytes(result["peak_host_bytes"]),
+                _mebibytes(result["peak_device_bytes"]),
+                _number(result["joules_per_image"]),
+                _share(flow.get("fraction_of_matrix_rate")),
+            )
+        )
+    return Table(header, rows, left=4)
+
+
+def stage_table(outcomes: Sequence[Outcome]) -> Table:
+    """Median milliseconds by stage, one row for each case; passes and steps added up."""
+    rows = {
+        str(number): grouped(outcome.result["stages_ms"])
+        for number, outcome in enumerate(outcomes, 1)
+        if outcome.result is not None
+    }
+    names = tuple(dict.fromkeys(name for stages in rows.values() for name in stages))
+    cells = [
+        (number, *(f"{stages[name]:.2f}" if name in stages else "" for name in names))
+        for number, stages in rows.items()
+    ]
+    return Table(("case", *names), cells)
+
+
+def text_lines(table: Table) -> list[str]:
+    """A table in columns, for a terminal."""
+    lines = [table.header, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index < table.left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def markdown_lines(table: Table) -> list[str]:
+    """A table as GitHub and most other places show it."""
+    rule = ["---" if index < table.left else "---:" for index in range(len(table.header))]
+    return [f"| {' | '.join(line)} |" for line in (table.header, rule, *table.rows)]
+
+
+def csv_text(outcomes: Sequence[Outcome], machine: Mapping[str, Any]) -> str:
+    """One row for each case, failed ones too, with every figure and what it was measured on."""
+    rows = []
+    for outcome in outcomes:
+        case, result = outcome.case, outcome.result or {}
+        row: dict[str, Any] = {field.name: getattr(case, field.name) for field in fields(case)}
+        row["threads"] = case.threads or "auto"
+        row["error"] = outcome.error
+        for name, value in result.items():
+            if name in ("latency_ms", "stages_ms", "ceiling"):
+                row |= {f"{name}: {part}": number for part, number in value.items()}
+            elif name == "graphs":
+                for graph in value:
+                    kind = graph["graph"]
+                    row |= {f"{kind}: {part}": n for part, n in graph.items() if part != "graph"}
+            elif name != "times":
+                row[name] = value
+        row |= {name: value for name, value in machine.items() if not isinstance(value, dict)}
+        row |= {f"version of {name}": text for name, text in machine["versions"].items()}
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({n: MISSING if v is None else v for n, v in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _share(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.1%}"
+
+
+def _mebibytes(size_bytes: int | None) -> str:
+    return MISSING if size_bytes is None else f"{size_bytes / _MIB:.0f}"
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3g}"
