@@ -189,8 +189,9 @@ class Codec:
         """Decode several streams; those of one size and the same settings run together.
 
         Images come back in the order of the streams, and are what ``decode`` gives up to the last
-        bits of floating point; on int8 graphs, which scale numbers by the batch, above 40 dB. Raises as ``decode`` does, for the first stream that is wrong,
-        before anything is decoded.
+        bits of floating point; int8 graphs scale their numbers by the batch, which the eye does not
+        see (above 40 dB). Raises as ``decode`` does, for the first stream that is wrong, before
+        anything is decoded.
         """
         settings = Settings(self.bundle, steps, guidance, seed)
         self._engines.restart_clock()
