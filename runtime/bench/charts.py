@@ -5,6 +5,7 @@ Colours are classes, which the page defines for light and dark; hovering tells e
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ def class_of(stage: str) -> str:
 
 
 def stage_bars(names: Sequence[str], stages: Sequence[Mapping[str, float]]) -> str:
-    """One bar for each case, cut into its stages; writing is the lighter end of it."""
+    """One bar for each case, cut into its stages; writing is the pale end of it."""
     left = _margin(names)
     width, height = 860, _ROW * len(names) + 30
     high = linear_ticks(0, max(sum(parts.values()) for parts in stages))
@@ -49,7 +50,7 @@ def stage_bars(names: Sequence[str], stages: Sequence[Mapping[str, float]]) -> s
         writing = sum(time for stage, time in times.items() if stage.startswith("write"))
         words = f"{at - writing:.0f} + {writing:.0f} ms"
         parts.append(text(x(at) + 6, y + 15, words, class_="value"))
-    return plot(width, height, parts, "time of a decode by stage, one bar for each case")
+    return plot(width, height, parts, "time of an image by stage, one bar for each case")
 
 
 def waterfall(stages: Mapping[str, float]) -> str:
@@ -111,11 +112,11 @@ def throughput(outcomes: Sequence[Outcome]) -> str:
         if outcome.result is not None:
             point = (outcome.case.batch, outcome.result["images_per_s"])
             lines.setdefault(_without_batch(outcome.case), []).append(point)
-    width, height = 860, 300
+    width, height = 940, 300
     batches = sorted({batch for points in lines.values() for batch, _ in points})
     ticks = linear_ticks(0, max(rate for points in lines.values() for _, rate in points))
     edges = (batches[0] / 1.2, batches[-1] * 1.2)
-    x, y = Axis(*edges, 50, width - 330, log=True), Axis(0, ticks[-1], height - 42, 26)
+    x, y = Axis(*edges, 50, width - 420, log=True), Axis(0, ticks[-1], height - 42, 26)
     marks = [(batch, str(batch)) for batch in batches]
     parts = axes(x, y, marks, [(t, f"{t:g}") for t in ticks], "images in a batch", "images/s")
     for index, (name, points) in enumerate(sorted(lines.items(), key=lambda line: -line[1][-1][1])):
@@ -127,8 +128,8 @@ def throughput(outcomes: Sequence[Outcome]) -> str:
             title = tag("title", html.escape(f"{name}, batch {batch}: {rate:.2f} images/s"))
             parts.append(tag("circle", title, cx=a, cy=b, r=4, class_=colour))
         at = 40 + 17 * index
-        parts.append(tag("circle", cx=width - 312, cy=at - 4, r=4, class_=colour))
-        parts.append(text(width - 302, at, name, class_="tick"))
+        parts.append(tag("circle", cx=width - 402, cy=at - 4, r=4, class_=colour))
+        parts.append(text(width - 392, at, name, class_="tick"))
     return plot(width, max(height, 40 + 17 * len(lines)), parts, "throughput against batch")
 
 
@@ -165,30 +166,30 @@ def roofline(result: Mapping[str, Any]) -> str | None:
         least = graph["weight_bytes"] + graph["io_bytes"]
         spans.append((ops / graph["traffic_bytes"], ops / least))
     ridge = peak / traffic
-    across = log_ticks(min(*(a for a, _ in spans), ridge) / 2, max(*(b for _, b in spans), ridge))
+    lowest = min(*(low for low, _ in spans), ridge) / 2
+    farthest = max(*(high for _, high in spans), ridge) * 2
     rates = [graph["ops_per_s"] for graph in graphs]
     highest = max(peak, integer or 0)
-    up = log_ticks(min(*rates, peak / 10) / 2, highest * 1.05)
-    width, height = 460, 300
-    x = Axis(across[0], across[-1], 56, width - 16, log=True)
-    y = Axis(up[0], up[-1], height - 42, 26, log=True)
+    width, height = 640, 300
+    x = Axis(lowest, farthest, 56, width - 130, log=True)
+    y = Axis(min(*rates, peak / 10) / 2, highest * 1.6, height - 42, 26, log=True)
     parts = axes(
         x,
         y,
-        [(value, short(value)) for value in across],
-        [(value, short(value)) for value in up],
+        _inside(x),
+        _inside(y),
         "operations for each byte moved",
         "operations/s",
     )
-    foot = max(across[0], up[0] / traffic)
+    foot = max(x.low, y.low / traffic)
     for name, top in ((ceiling["dtype"], peak), ("int8", integer)):
         if top is not None:
-            corner = max(top / traffic, across[0])
-            line = ((foot, foot * traffic), (min(corner, across[-1]), top), (across[-1], top))
+            corner = min(max(top / traffic, x.low), x.high)
+            line = ((foot, foot * traffic), (corner, top), (x.high, top))
             path = " ".join(f"{x(a):g},{y(b):g}" for a, b in line)
             parts.append(tag("polyline", points=path, class_="roof"))
             words = f"{name} {short(top)}op/s"
-            parts.append(text(width - 20, y(top) - 6, words, class_="tick", text_anchor="end"))
+            parts.append(text(x.end + 6, y(top) + 4, words, class_="tick"))
     for graph, (low, high) in zip(graphs, spans, strict=True):
         colour = class_of({"entropy": "MIM"}.get(graph["graph"], graph["graph"]))
         at = y(graph["ops_per_s"])
@@ -202,14 +203,19 @@ def roofline(result: Mapping[str, Any]) -> str | None:
         parts.append(tag("circle", title, cx=x(low), cy=at, r=4.5, class_=f"hollow {colour}"))
         parts.append(tag("circle", title, cx=x(high), cy=at, r=5, class_=colour))
         label = f"{graph['graph']} {share:.0%}"
-        anchor = "end" if x(high) > width - 60 else "middle"
-        parts.append(text(x(high), at - 9, label, class_="tick", text_anchor=anchor))
+        middle = (x(low) + x(high)) / 2
+        parts.append(text(middle, at - 7, label, class_="tick", text_anchor="middle"))
     return plot(width, height, parts, "roofline: rate of each graph against its limits")
 
 
+def _inside(axis: Axis) -> list[tuple[float, str]]:
+    """Powers of ten on an axis."""
+    ticks = log_ticks(axis.low, axis.high)
+    return [(value, short(value)) for value in ticks if axis.low <= value <= axis.high]
+
+
 def _without_batch(case: Case) -> str:
-    words = [f"{case.bundle} {case.backend} {case.width}x{case.height}", f"{case.steps} steps"]
-    return ", ".join(words + ([f"{case.threads} threads"] if case.threads else []))
+    return str(dataclasses.replace(case, batch=1)).replace(", batch 1", "")
 
 
 def _margin(names: Sequence[str]) -> int:
