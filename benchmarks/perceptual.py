@@ -117,6 +117,7 @@ def frechet(original: Moments, other: Moments, *, standardise: bool = True) -> f
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2), Dowson and Landau, 1982. With
     ``standardise`` each feature counts in units of its standard deviation over the originals.
+    Distances compare only over the same originals: they depend on how many patches there are.
     """
     deviation = np.ones_like(original.mean)
     if standardise:

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.perceptual import OCTAVES
@@ -87,10 +88,11 @@ def plot_plane(scores: Sequence[Scores], path: Path) -> None:
                 panel.annotate(
                     str(results[index]["steps"]),
                     (x, y),
-                    ((5, 4), (-10, -9), (5, -9), (-10, 4))[index % 4],  # points may lie together
+                    ((6, 5), (-12, -11), (6, -11), (-12, 5))[index % 4],  # points may lie together
                     textcoords="offset points",
                     fontsize=9,
                     color=style["color"],
+                    path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 )
     left.set_title("Perception: Fréchet distance of textures (lower: closer)", fontsize=10)
     right.set_title("Energy of the finest octave, output / original", fontsize=10)
