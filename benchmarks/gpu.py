@@ -32,7 +32,7 @@ from percoedge.bitstream.container import unpack
 from percoedge.bitstream.rangecoder import TokenDecoder
 from percoedge.engines.backends import BACKENDS
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.contract import Backend, Engine, GraphSource
+from percoedge.engines.contract import Backend, Engine, Graph
 from percoedge.engines.cuda import Gpu
 from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
 from percoedge.engines.tensorrt_backend import TensorRtBackend
@@ -83,8 +83,8 @@ class Recorder:
         self.calls: list[tuple[Engine, dict[str, Any], dict[str, Any]]] = []
         self._backend = backend
 
-    def load(self, source: GraphSource) -> Any:
-        engine = self._backend.load(source)
+    def load(self, graph: Graph) -> Any:
+        engine = self._backend.load(graph)
 
         def run(feeds: dict[str, Any], *, on_device: bool = False) -> dict[str, Any]:
             outputs = engine.run(feeds, on_device=on_device)

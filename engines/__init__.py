@@ -12,6 +12,7 @@ from percoedge.engines.contract import (
     Buffer,
     DeviceBuffer,
     Engine,
+    Graph,
     GraphSource,
     TensorSpec,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "DeviceBuffer",
     "Engine",
     "GraphFiles",
+    "Graph",
     "GraphSource",
     "Manifest",
     "TensorSpec",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
 from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
-from percoedge.engines.plan_record import digest_of_hashes
 from percoedge.engines.tensorrt_backend import TensorRtBackend
 from percoedge.engines.tensorrt_library import LIBRARIES
 from percoedge.errors import BackendError, UsageError
@@ -113,11 +112,9 @@ def _without_plans(backend: TensorRtBackend, bundle: Bundle | None) -> str | Non
         return f"{backend.name}: found no plans"
     try:
         for kind, graph in bundle.manifest.graphs.items():
-            variant = graph.variants.get(backend.variant)
-            if variant is None:
+            if backend.variant not in graph.variants:
                 return f"{backend.name}: graph {kind!r} has no variant {backend.variant!r}"
-            data = {variant.location(record): record.sha256 for record in variant.data}
-            backend.find(kind, digest_of_hashes(variant.model.sha256, data))
+            backend.find(kind, bundle.graph(kind, backend.variant).sha256)
     except BackendError as error:
         return str(error)
     return None

@@ -1,7 +1,8 @@
 """A bundle: the graphs of one codec with their manifest, in a directory or a .zip.
 
 A bundle is data. Opening one runs no code and reads the manifest alone; a graph is read when asked
-for, and its SHA-256 is taken over the very bytes that are handed on.
+for, and its SHA-256 is taken over the very bytes that are handed on. Until then the hashes in the
+manifest stand for it.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from percoedge.bundles import shipped_bundles
 from percoedge.engines import memory
-from percoedge.engines.contract import GraphSource, TensorSpec
+from percoedge.engines.contract import GraphSource, TensorSpec, digest_of_hashes
 from percoedge.engines.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -33,7 +34,7 @@ from percoedge.engines.manifest import (
 from percoedge.engines.storage import Storage, open_storage
 from percoedge.errors import BundleError, OutputError
 
-__all__ = ["Bundle", "GraphFiles", "write_manifest"]
+__all__ = ["Bundle", "GraphFiles", "StoredGraph", "write_manifest"]
 
 _CHUNK_BYTES = 1 << 20
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
@@ -95,6 +96,22 @@ class Bundle:
     def size_bytes(self, kinds: Iterable[str], variant: str) -> int:
         """Bytes of the files of these graphs, as the manifest states them."""
         return sum(r.size for kind in kinds for r in self._variant(kind, variant).files)
+
+    def graph(self, kind: str, variant: str) -> StoredGraph:
+        """One graph, of which nothing is read yet; variants are those of ``read``.
+
+        Raises BundleError when there is no such graph or variant.
+        """
+        chosen, graph = self._variant(kind, variant), self.manifest.graphs[kind]
+        hashes = {chosen.location(record): record.sha256 for record in chosen.data}
+        return StoredGraph(
+            kind=kind,
+            variant=graph.nearest(variant),
+            sha256=digest_of_hashes(chosen.model.sha256, hashes),
+            inputs=graph.input_specs,
+            outputs=graph.output_specs,
+            read=lambda: self.read(kind, variant),
+        )
 
     def read(self, kind: str, variant: str) -> GraphSource:
         """Read one graph with its data, each file checked against its hash and size.
@@ -196,6 +213,18 @@ class Bundle:
                 f"{self.path}: {record.file!r}: expected SHA-256 {record.sha256}, got {sha256}; "
                 "the file was altered: fetch or export the bundle again"
             )
+
+
+@dataclass(frozen=True)
+class StoredGraph:
+    """A graph that lies in a bundle; see the contract of Graph."""
+
+    kind: str
+    variant: str
+    sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    read: Callable[[], GraphSource]
 
 
 @dataclass(frozen=True)

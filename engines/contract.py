@@ -7,6 +7,7 @@ one check of tensors that all backends share.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ __all__ = [
     "Buffer",
     "DeviceBuffer",
     "Engine",
+    "Graph",
     "GraphSource",
     "TensorSpec",
     "check_tensors",
+    "digest_of_hashes",
     "split_axis",
 ]
 
@@ -98,6 +101,36 @@ class Engine(Protocol):
     ) -> None: ...
 
 
+class Graph(Protocol):
+    """One graph of a bundle, whose files may not have been read yet.
+
+    ``sha256``: ``digest_of_hashes`` of its files; the bundle's manifest states their hashes, so
+    that it tells graphs apart before any is read.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def variant(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def read(self) -> GraphSource:
+        """The graph with its bytes, which have the hashes that were stated.
+
+        Raises BundleError when a file is missing or altered, BackendError when memory is short.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class GraphSource:
     """One graph, read from a bundle and proved unaltered: everything needed to build an engine.
@@ -119,6 +152,15 @@ class GraphSource:
         """Bytes of the model and its data together."""
         return len(self.model) + sum(len(data) for data in self.data.values())
 
+    @property
+    def sha256(self) -> str:
+        """See the contract of Graph; the bytes are hashed anew."""
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in self.data.items()}
+        return digest_of_hashes(hashlib.sha256(self.model).hexdigest(), hashes)
+
+    def read(self) -> GraphSource:
+        return self
+
 
 class Backend(Protocol):
     """A way to run graphs on this machine."""
@@ -131,9 +173,18 @@ class Backend(Protocol):
         """Which variant of a graph to read from a bundle for this backend, by its name there."""
         ...
 
-    def load(self, source: GraphSource) -> Engine:
-        """Build an engine; raises BackendError when the graph cannot run here."""
+    def load(self, graph: Graph) -> Engine:
+        """Build an engine, reading the graph only where it must be built from that.
+
+        Raises BackendError when the graph cannot run here, and what reading it raises.
+        """
         ...
+
+
+def digest_of_hashes(model: str, data: Mapping[str, str]) -> str:
+    """SHA-256 (hex) over that of the model, then location and SHA-256 of each file of its data."""
+    lines = [model, *(f"{location} {digest}" for location, digest in sorted(data.items()))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def split_axis(axis: str) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from percoedge.engines.contract import Buffer, GraphSource, TensorSpec, check_tensors
+from percoedge.engines.contract import Buffer, Graph, TensorSpec, check_tensors
 from percoedge.errors import BackendError
 
 __all__ = ["FakeBackend", "FakeBuffer", "FakeCall", "FakeEngine", "GraphFunction"]
@@ -112,11 +112,11 @@ class FakeBackend:
     variant: str = "fp32"
     engines: list[tuple[str, FakeEngine]] = field(default_factory=list)
 
-    def load(self, source: GraphSource) -> FakeEngine:
-        if source.kind not in self.functions:
-            raise BackendError(f"expected a function for graph {source.kind!r}, got none; add it")
-        engine = FakeEngine(source.inputs, source.outputs, self.functions[source.kind])
-        self.engines.append((source.kind, engine))
+    def load(self, graph: Graph) -> FakeEngine:
+        if graph.kind not in self.functions:
+            raise BackendError(f"expected a function for graph {graph.kind!r}, got none; add it")
+        engine = FakeEngine(graph.inputs, graph.outputs, self.functions[graph.kind])
+        self.engines.append((graph.kind, engine))
         return engine
 
 

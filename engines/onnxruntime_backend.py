@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from percoedge.engines import memory
-from percoedge.engines.contract import Buffer, GraphSource, TensorSpec, check_tensors
+from percoedge.engines.contract import Buffer, Graph, GraphSource, TensorSpec, check_tensors
 from percoedge.engines.graph_scan import check_model
 from percoedge.engines.manifest import VARIANTS
 from percoedge.errors import BackendError, UsageError
@@ -203,12 +203,14 @@ class OnnxRuntimeBackend:
             return str(error)
         return None
 
-    def load(self, source: GraphSource) -> OnnxRuntimeEngine:
-        """Build a session; keeps no reference to ``source``.
+    def load(self, graph: Graph) -> OnnxRuntimeEngine:
+        """Read a graph and build a session; keeps no reference to what was read.
 
         Raises BackendError when the model is broken, uses an operator that ONNX Runtime does not
-        know, differs from its specs, when the provider does not work here, or memory is short.
+        know, differs from its specs, when the provider does not work here, or memory is short, and
+        BundleError when a file is missing or altered.
         """
+        source = graph.read()
         where = f"graph {source.kind!r} ({source.variant}, {self.name})"
         check_model(source)
         memory.require(memory.load_bytes(source.size_bytes, source.variant), f"loading {where}")

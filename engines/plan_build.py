@@ -20,7 +20,6 @@ from typing import Any, BinaryIO, TextIO
 
 from percoedge.engines.contract import GraphSource, TensorSpec
 from percoedge.engines.graph_scan import check_model
-from percoedge.engines.plan_record import graph_digest
 from percoedge.engines.profiles import Profile
 from percoedge.engines.tensorrt_library import DTYPES, Library, log_to, supported_targets
 from percoedge.errors import BackendError, OutputError, UsageError
@@ -89,7 +88,7 @@ def stage_graph(source: GraphSource, folder: Path) -> StagedGraph:
     return StagedGraph(
         kind=source.kind,
         precision=source.variant,
-        sha256=graph_digest(source),
+        sha256=source.sha256,
         model=model,
         inputs=source.inputs,
         outputs=source.outputs,

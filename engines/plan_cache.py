@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import shlex
 import shutil
@@ -20,9 +21,8 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO
 
-from percoedge.engines import memory
 from percoedge.engines.plan_record import (
     BuildRequest,
     PlanRecord,
@@ -32,9 +32,10 @@ from percoedge.engines.plan_record import (
     rebuild_command,
 )
 from percoedge.engines.profiles import Profile
+from percoedge.engines.tensorrt_library import Library, supported_targets
 from percoedge.errors import BackendError, OutputError
 
-__all__ = ["CACHE_VARIABLE", "LibraryName", "PlanCache"]
+__all__ = ["CACHE_VARIABLE", "PlanCache"]
 
 CACHE_VARIABLE = "PERCOEDGE_CACHE"
 """Environment variable that names the folder of the plans."""
@@ -46,16 +47,6 @@ _KERNELS_SUFFIX = ".kernels"
 _SUM_BYTES = 32
 _SCRATCH = "partial-"
 _SCRATCH_SECONDS = 24 * 3600.0  # what is older was left by a build that was killed
-
-
-class LibraryName(Protocol):
-    """Name and version of a library; ``tensorrt_library.Library`` is one."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> str: ...
 
 
 class PlanCache:
@@ -94,7 +85,7 @@ class PlanCache:
         kind: str,
         precision: str,
         graph_sha256: str,
-        library: LibraryName,
+        library: Library,
         targets: Sequence[int],
         profile: Profile,
         flags: Sequence[str] = (),
@@ -154,7 +145,7 @@ class PlanCache:
         return [record for record in found if record.library == library]
 
     def find(
-        self, kind: str, graph_sha256: str, library: LibraryName, sm: int | None = None
+        self, kind: str, graph_sha256: str, library: Library, sm: int | None = None
     ) -> PlanRecord:
         """The plan of a graph for a library and a GPU, the newest if there are several.
 
@@ -188,19 +179,22 @@ class PlanCache:
             raise self._refusal(kind, library, "; ".join(reasons) or "found none", sm, closest)
         return max(found, key=lambda record: record.built)
 
-    def read(self, record: PlanRecord) -> bytes:
-        """The bytes of a plan, of the size and SHA-256 in its manifest.
+    def map(self, record: PlanRecord) -> mmap.mmap:
+        """The bytes of a plan, of the size and SHA-256 in its manifest, mapped from its file.
 
-        Raises BackendError with the command to run when the file is missing or altered, and when
-        memory is short.
+        So they take no memory but that which the system lends to files; nobody but this user and
+        root can write to them meanwhile, and a build replaces the file as a whole. Unmapped when
+        nobody refers to it. Raises BackendError with the command to run when the file is missing
+        or altered.
         """
         path = self.root / record.plan_name
         self._check_root()
-        memory.require(record.size, f"reading the plan of graph {record.kind!r}")
         try:
-            data = _read_own_file(path, record.size)
-            if len(data) != record.size:
-                raise BackendError(f"{path}: expected {record.size} bytes, got {len(data)}")
+            with _own_file(path) as file:
+                size_bytes = os.fstat(file.fileno()).st_size
+                if size_bytes != record.size:
+                    raise BackendError(f"{path}: expected {record.size} bytes, got {size_bytes}")
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             digest = hashlib.sha256(data).hexdigest()
             if digest != record.plan_sha256:
                 raise BackendError(
@@ -264,20 +258,27 @@ class PlanCache:
     def _refusal(
         self,
         kind: str,
-        library: LibraryName,
+        library: Library,
         reason: str,
         sm: int | None = None,
         closest: PlanRecord | None = None,
     ) -> BackendError:
-        targets: set[int] = set(closest.targets) if closest else set()
-        if targets and sm is not None:
-            targets.add(sm)
-        request = closest.request if closest else None
-        command = self._command(kind, library.name, sorted(targets), request)
+        buildable = supported_targets(library)
+        if sm is not None and buildable and sm not in buildable:
+            advice = (
+                f"it is built for SM {', '.join(map(str, buildable))} only: take another backend "
+                "(percoedge doctor lists them)"
+            )
+        else:
+            targets: set[int] = set(closest.targets) if closest else set()
+            if targets and sm is not None:
+                targets.add(sm)
+            request = closest.request if closest else None
+            advice = f"build it: {self._command(kind, library.name, sorted(targets), request)}"
         here = "" if sm is None else f" on SM {sm}"
         return BackendError(
             f"{self.root}: expected a plan of graph {kind!r} for {library.name} "
-            f"{library.version}{here}; {reason}; build it: {command}"
+            f"{library.version}{here}; {reason}; {advice}"
         )
 
     def _command(
@@ -306,8 +307,9 @@ def _hash_file(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _read_own_file(path: Path, limit_bytes: int) -> bytes:
-    """Read at most ``limit_bytes`` + 1 bytes of a regular file; raises BackendError.
+@contextlib.contextmanager
+def _own_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; raises BackendError, also for what the system says inside.
 
     Owner and rights are those of the file that was opened, and links are not followed.
     """
@@ -318,9 +320,15 @@ def _read_own_file(path: Path, limit_bytes: int) -> bytes:
             if not stat.S_ISREG(info.st_mode):
                 raise BackendError(f"{path}: expected a file, got something else")
             _check_owner(path, info)
-            return file.read(limit_bytes + 1)
+            yield file
     except OSError as error:
         raise BackendError(f"{path}: expected a file that can be read: {error}") from error
+
+
+def _read_own_file(path: Path, limit_bytes: int) -> bytes:
+    """Read at most ``limit_bytes`` + 1 bytes of ``_own_file``; raises BackendError."""
+    with _own_file(path) as file:
+        return file.read(limit_bytes + 1)
 
 
 def _check_owner(path: Path, info: os.stat_result) -> None:

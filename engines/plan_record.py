@@ -9,23 +9,20 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from percoedge.engines.contract import GraphSource
 from percoedge.engines.profiles import Profile
 
 __all__ = [
     "BuildRequest",
     "PlanRecord",
     "decode_record",
-    "digest_of_hashes",
     "encode_record",
-    "graph_digest",
     "name_prefix",
     "plan_stem",
     "rebuild_command",
@@ -88,18 +85,6 @@ class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     record: PlanRecord
     sha256: _Digest
-
-
-def graph_digest(source: GraphSource) -> str:
-    """What identifies a graph: ``digest_of_hashes`` of its model and its data."""
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in source.data.items()}
-    return digest_of_hashes(hashlib.sha256(source.model).hexdigest(), hashes)
-
-
-def digest_of_hashes(model: str, data: Mapping[str, str]) -> str:
-    """SHA-256 (hex) over that of the model, then location and SHA-256 of each file of its data."""
-    lines = [model, *(f"{location} {digest}" for location, digest in sorted(data.items()))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def rebuild_command(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from percoedge.engines.contract import GraphSource
+from percoedge.engines.contract import Graph
 from percoedge.engines.cuda import Gpu
 from percoedge.engines.plan_cache import PlanCache
-from percoedge.engines.plan_record import PlanRecord, graph_digest, rebuild_command
+from percoedge.engines.plan_record import PlanRecord, rebuild_command
 from percoedge.engines.tensorrt_binding import Workplace
 from percoedge.engines.tensorrt_engine import TensorRtEngine
 from percoedge.engines.tensorrt_library import LIBRARIES, find_library, log_to, supported_targets
@@ -56,8 +56,8 @@ class TensorRtBackend:
         workplace = self._open()
         return self.cache.find(kind, graph_sha256, workplace.library, workplace.gpu.sm)
 
-    def load(self, source: GraphSource) -> TensorRtEngine:
-        """Load the plan of a graph onto the GPU; keeps no reference to ``source``.
+    def load(self, graph: Graph) -> TensorRtEngine:
+        """Load the plan of a graph onto the GPU; the graph itself is not read.
 
         Raises BackendError when there is no sound plan that fits, when memory is short, or when
         library or GPU are missing. A plan of TensorRT-RTX that was built for other GPUs is tried
@@ -65,7 +65,7 @@ class TensorRtBackend:
         """
         workplace = self._open()
         workplace.gpu.enter()
-        kind, digest, refusal = source.kind, graph_digest(source), None
+        kind, digest, refusal = graph.kind, graph.sha256, None
         try:
             record = self.find(kind, digest)
         except BackendError as error:
@@ -77,7 +77,7 @@ class TensorRtBackend:
                 raise error from None
             refusal = error
         engine = self._deserialize(workplace, record, refusal)
-        specs = (source.inputs, source.outputs)
+        specs = (graph.inputs, graph.outputs)
         return TensorRtEngine(workplace, engine, self.cache, record, specs)
 
     def _deserialize(
@@ -93,7 +93,7 @@ class TensorRtBackend:
                 f"{free_bytes / _MIB:.0f} MiB; load graphs one at a time (--low-memory), or close "
                 "other programs"
             )
-        plan = self.cache.read(record)
+        plan = self.cache.map(record)
         with workplace.lock, log_to(workplace.library, lambda *m: messages.append(m)) as logger:
             try:
                 if self._runtime is None:

@@ -56,9 +56,8 @@ class EngineSet:
     def _loaded(self, kind: str) -> Engine:
         if kind not in self._engines:
             with self.timed("load"):
-                # no name for the source: this frame lives as long as the engine is in use
                 self._engines[kind] = self.backend.load(
-                    self.bundle.read(kind, self.backend.variant)
+                    self.bundle.graph(kind, self.backend.variant)
                 )
         return self._engines[kind]
 

@@ -7,6 +7,7 @@ their outputs at the addresses they were given, when the stand-in of the GPU get
 from __future__ import annotations
 
 import enum
+import mmap
 import weakref
 from dataclasses import dataclass, field
 from math import prod
@@ -21,12 +22,13 @@ from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Engine, GraphSource, TensorSpec, check_tensors, split_axis
 from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
 from percoedge.engines.plan_cache import PlanCache
-from percoedge.engines.plan_record import BuildRequest, graph_digest
+from percoedge.engines.plan_record import BuildRequest
 from percoedge.engines.profiles import Profile, profile_for
 from percoedge.engines.tensorrt_backend import TensorRtBackend
 from percoedge.engines.tensorrt_library import Library
 
 DataType = enum.Enum("DataType", "BOOL UINT8 INT8 INT32 INT64 HALF FLOAT")
+ComputeCapability = enum.Enum("ComputeCapability", "CURRENT SM75 SM80 SM86 SM89 SM120")
 TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
 _TYPES = dict(
     zip(("bool", "uint8", "int8", "int32", "int64", "float16", "float32"), DataType, strict=True)
@@ -66,6 +68,8 @@ class StandInTensorRt:
             CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole"),
             DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
         )
+        if "rtx" in self.name:
+            module.ComputeCapability = ComputeCapability
         return Library(self.name, "1.7.1", module)
 
     def complain(self, text: str) -> None:
@@ -75,8 +79,8 @@ class StandInTensorRt:
         self.logger = logger
         return SimpleNamespace(deserialize_cuda_engine=self._deserialize)
 
-    def _deserialize(self, plan: bytes) -> Any:
-        source, profile, targets = self.plans[plan]
+    def _deserialize(self, plan: bytes | mmap.mmap) -> Any:
+        source, profile, targets = self.plans[bytes(plan)]
         if self.sm not in targets:
             self.complain("the engine plan file is generated on an incompatible device")
             return None
@@ -248,7 +252,7 @@ class Place:
                 folder / "plan",
                 kind=kind,
                 precision=source.variant,
-                graph_sha256=graph_digest(source),
+                graph_sha256=source.sha256,
                 library=self.trt.library,
                 targets=targets,
                 profile=profile,

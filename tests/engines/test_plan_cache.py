@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import random
 import shutil
@@ -9,11 +10,12 @@ import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from percoedge.engines import memory, tensorrt_library
+from percoedge.engines import tensorrt_library
 from percoedge.engines.contract import GraphSource
 from percoedge.engines.plan_cache import CACHE_VARIABLE, PlanCache
 from percoedge.engines.plan_record import (
@@ -21,7 +23,6 @@ from percoedge.engines.plan_record import (
     PlanRecord,
     decode_record,
     encode_record,
-    graph_digest,
     rebuild_command,
 )
 from percoedge.engines.profiles import Profile
@@ -84,7 +85,7 @@ def test_what_was_stored_is_found_and_read(cache: PlanCache, store: Store) -> No
     assert (found.kind, found.precision, found.targets) == ("flow", "fp16", (86, 89))
     assert (found.version, found.driver, found.size) == ("1.7.1", "13.0", len(PLAN))
     assert found.profile.covers({"n": 4}) and found.flags == ("STRONGLY_TYPED",)
-    assert cache.read(found) == PLAN
+    assert cache.map(found)[:] == PLAN
     assert cache.find("flow", GRAPH, RTX) == record  # where no GPU is there to ask
     assert cache.records("tensorrt-rtx") == [record] and cache.records("tensorrt") == []
 
@@ -101,22 +102,22 @@ def test_a_new_build_replaces_the_old_one(cache: PlanCache, store: Store) -> Non
     store()
     record = store(b"newer", profile=Profile({"n": (1, 1, 8)}))
     assert len(list(cache.root.iterdir())) == 2
-    assert cache.read(cache.find("flow", GRAPH, RTX, 86)) == b"newer"
+    assert cache.map(cache.find("flow", GRAPH, RTX, 86))[:] == b"newer"
     assert cache.find("flow", GRAPH, RTX, 86) == record
 
 
 def test_of_several_the_newest_is_taken(cache: PlanCache, store: Store) -> None:
     store(b"both")
     store(b"one", targets=(89,))
-    assert cache.read(cache.find("flow", GRAPH, RTX, 89)) == b"one"
-    assert cache.read(cache.find("flow", GRAPH, RTX, 86)) == b"both"
+    assert cache.map(cache.find("flow", GRAPH, RTX, 89))[:] == b"one"
+    assert cache.map(cache.find("flow", GRAPH, RTX, 86))[:] == b"both"
 
 
 def test_builds_at_the_same_time_leave_a_sound_pair(cache: PlanCache, store: Store) -> None:
     plans = [bytes([number]) * 5000 for number in range(24)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(store, plans))
-    assert cache.read(cache.find("flow", GRAPH, RTX, 86)) in plans
+    assert cache.map(cache.find("flow", GRAPH, RTX, 86))[:] in plans
 
 
 def test_scratch_is_private_and_goes_away(cache: PlanCache) -> None:
@@ -142,7 +143,7 @@ def test_what_a_killed_build_left_is_removed_a_day_later(cache: PlanCache) -> No
 
 def refusal(cache: PlanCache, sm: int | None = 89, library: Library = RTX) -> str:
     with pytest.raises(BackendError) as caught:
-        cache.read(cache.find("flow", GRAPH, library, sm))
+        cache.map(cache.find("flow", GRAPH, library, sm))
     return str(caught.value)
 
 
@@ -164,6 +165,20 @@ def test_a_plan_for_another_gpu(cache: PlanCache, store: Store) -> None:
     store()
     message = refusal(cache, sm=120)
     assert "is for SM 86, 89" in message
+    assert message.endswith(COMMAND.format(root=cache.root).replace("86,89", "86,89,120"))
+
+
+def test_a_gpu_that_no_plan_can_be_built_for(cache: PlanCache, store: Store) -> None:
+    """Its number must not be among those to build for."""
+    store()
+    capabilities = enum.Enum("ComputeCapability", "CURRENT SM75 SM86 SM89 SM120")
+    library = Library(RTX.name, RTX.version, SimpleNamespace(ComputeCapability=capabilities))
+    message = refusal(cache, sm=90, library=library)
+    assert message.endswith(
+        "is for SM 86, 89; it is built for SM 86, 89, 120 only: take another backend "
+        "(percoedge doctor lists them)"
+    )
+    message = refusal(cache, sm=120, library=library)
     assert message.endswith(COMMAND.format(root=cache.root).replace("86,89", "86,89,120"))
 
 
@@ -208,7 +223,7 @@ def test_a_thousand_altered_bytes(cache: PlanCache, store: Store) -> None:
             file.seek(at)
             file.write(sound)
     assert refused == 1000
-    assert cache.read(cache.find("flow", GRAPH, RTX, 89)) == PLAN
+    assert cache.map(cache.find("flow", GRAPH, RTX, 89))[:] == PLAN
 
 
 def test_an_edited_manifest_is_refused_even_if_it_says_the_same(
@@ -225,14 +240,6 @@ def test_plans_of_a_bundle_are_not_looked_at(cache: PlanCache, store: Store) -> 
     shutil.move(cache.root, bundle)
     assert (bundle / record.plan_name).exists()
     assert "found none" in refusal(cache)
-
-
-def test_a_plan_is_not_read_without_memory_for_it(
-    cache: PlanCache, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store()
-    monkeypatch.setattr(memory, "available_bytes", lambda: 100)
-    assert "reading the plan of graph 'flow'" in refusal(cache)
 
 
 # ---- whose files they are -----------------------------------------------------------------------
@@ -267,7 +274,7 @@ def test_files_of_other_users_are_refused_and_those_of_root_are_not(
     owner = cache.root.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     if owner == 0:
-        assert cache.read(cache.find("flow", GRAPH, RTX, 89)) == PLAN
+        assert cache.map(cache.find("flow", GRAPH, RTX, 89))[:] == PLAN
     else:
         assert f"got owner {owner}" in refusal(cache)
 
@@ -307,7 +314,7 @@ def test_the_folder_itself_may_be_a_link(cache: PlanCache, store: Store, tmp_pat
     link = tmp_path / "link"
     link.symlink_to(cache.root)
     linked = PlanCache(link)
-    assert linked.read(linked.find("flow", GRAPH, RTX, 89)) == PLAN
+    assert linked.map(linked.find("flow", GRAPH, RTX, 89))[:] == PLAN
 
 
 @POSIX
@@ -318,7 +325,7 @@ def test_files_are_for_others_to_read_only(cache: PlanCache, store: Store) -> No
     finally:
         os.umask(before)
     assert {stat.S_IMODE(path.stat().st_mode) for path in cache.root.iterdir()} == {0o644}
-    assert cache.read(cache.find("flow", GRAPH, RTX, 89)) == PLAN
+    assert cache.map(cache.find("flow", GRAPH, RTX, 89))[:] == PLAN
 
 
 def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
@@ -346,7 +353,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 def test_the_digest_of_a_graph_covers_model_data_and_locations() -> None:
     def digest(model: bytes = b"m", **data: bytes) -> str:
-        return graph_digest(GraphSource("flow", "fp16", model, data, (), ()))
+        return GraphSource("flow", "fp16", model, data, (), ()).sha256
 
     others = [digest(b"n", a=b"1"), digest(a=b"2"), digest(b=b"1"), digest(), digest(a=b"1", b=b"")]
     assert len({digest(a=b"1"), *others}) == 6

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from percoedge.engines import backends
 from percoedge.engines.backends import available, select
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
-from percoedge.engines.plan_record import PlanRecord, graph_digest
+from percoedge.engines.plan_record import PlanRecord
 from percoedge.engines.tensorrt_backend import TensorRtBackend
 from percoedge.errors import BackendError, UsageError
 
@@ -173,15 +174,26 @@ class TestPlans:
         with pytest.raises(BackendError, match="'encoder' .*found none"):
             place.backend.load(bundle.read("encoder", "fp16"))
 
+    def test_the_graph_of_a_plan_is_not_read(self, place: Place, folder: Path, toy: Any) -> None:
+        """The manifest tells which graph it is; weights can be gigabytes."""
+        bundle = Bundle.open(folder)
+        place.build(bundle, "flow")
+        for path in folder.glob("flow-*"):
+            path.unlink()
+        (folder / "weights.bin").unlink()
+        engine = place.backend.load(bundle.graph("flow", "fp16"))
+        out = np.asarray(engine.run(latents())["x_next"])
+        np.testing.assert_allclose(out, reference(toy, latents()), rtol=1e-5, atol=1e-5)
+
     def test_altered(self, place: Place, bundle: Bundle) -> None:
         source = place.build(bundle, "flow")
-        record: PlanRecord = place.backend.find("flow", graph_digest(source))
+        record: PlanRecord = place.backend.find("flow", source.sha256)
         path = place.cache.root / record.plan_name
         path.write_bytes(path.read_bytes()[:-1] + b"?")
         with pytest.raises(BackendError, match=r"expected SHA-256 .*altered; build it again") as e:
             place.backend.load(source)
         with pytest.raises(BackendError) as refused:
-            place.cache.read(record)
+            place.cache.map(record)
         assert str(e.value) == str(refused.value)
 
     def test_for_another_gpu(self, make_place: Callable[..., Place], bundle: Bundle) -> None:
@@ -199,7 +211,8 @@ class TestPlans:
         with pytest.raises(
             BackendError,
             match="loading the plan built for SM 86, 89, 120 by tensorrt-rtx 1.7.1 on SM 90 failed"
-            ": the engine plan file is generated on an incompatible device; .*percoedge build toy",
+            ": the engine plan file is generated on an incompatible device; .*it is built for SM "
+            "80, 86, 89, 120 only: take another backend",
         ):
             place.backend.load(source)
         place.trt.sm = 89  # a library that takes it all the same
