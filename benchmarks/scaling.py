@@ -4,8 +4,9 @@
 
 Every point is a process of its own, measured as ``percoedge bench`` does. Growth is fitted as
 a power of the pixels (or of the batch) by least squares of the logarithms: an exponent of 1 is
-linear. Pictures up to the size of a tile are left out of that fit, as one tile serves them; memory
-is told, besides, as the bytes that each further pixel takes.
+linear. Pictures up to the size of a tile are left out of that fit, as one tile serves them, and so
+are batches that go through a graph as a whole; memory is told, besides, as the bytes that each
+further pixel takes, or picture: of a batch, these should be no more than its results.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from percoedge.engines.bundle import Bundle
 from percoedge.errors import EngineError
 from percoedge.runtime.bench.case import Case, Limits
 from percoedge.runtime.bench.worker import encode_in_process, measure_in_process
+from percoedge.runtime.codec import batch_parts
 
 _MIB = 1 << 20
 
@@ -104,6 +106,9 @@ def main() -> None:
     by_size = [row for side in sides for row in measured(side, [1])]
     by_batch = measured(args.batch_side, batches)
     beyond = [row for row in by_size if row["width"] > tile]
+    side = -(-args.batch_side // codec.stride) * codec.stride
+    at_once = batch_parts(1, side**2)[0].stop
+    parted = [row for row in by_batch if row["batch"] >= at_once]
     report(
         args.save or "scaling",
         {
@@ -114,7 +119,8 @@ def main() -> None:
             "by_size": by_size,
             "by_batch": by_batch,
             "fit_over_pixels_beyond_a_tile": fits(beyond, [row["width"] ** 2 for row in beyond]),
-            "fit_over_batch": fits(by_batch, batches),
+            "pictures_at_once": at_once,
+            "fit_over_batch_from_there": fits(parted, [row["batch"] for row in parted]),
         },
         save=args.save is not None,
     )

@@ -28,12 +28,25 @@ from percoedge.runtime.stream_info import describe
 from percoedge.runtime.text import TextConditioner
 from percoedge.runtime.tiles import context_tiles
 
-__all__ = ["DEFAULT_MAX_PIXELS", "Codec", "ProgressiveImage"]
+__all__ = ["BATCH_PIXELS", "DEFAULT_MAX_PIXELS", "Codec", "ProgressiveImage", "batch_parts"]
 
 DEFAULT_MAX_PIXELS = 4096 * 4096
 """Largest image that is decoded unless a caller allows more: a 14-byte file may announce 2^28."""
 
+BATCH_PIXELS = 1024 * 1024
+"""Pixels of a batch that go through a graph together, one image at least.
+
+Four images of 512x512 fill a GPU; a CPU is no faster with more than one of them, only with many
+small ones. Beyond this, a larger batch takes longer and no more memory but for its results.
+"""
+
 Tokens = NDArray[np.int32]
+
+
+def batch_parts(count: int, pixels: int) -> list[slice]:
+    """Slices of ``count`` images of so many pixels that go through a graph together."""
+    together = max(1, BATCH_PIXELS // pixels)
+    return [slice(first, first + together) for first in range(0, count, together)]
 
 
 @dataclass(frozen=True)
@@ -188,10 +201,11 @@ class Codec:
     ) -> list[Image.Image]:
         """Decode several streams; those of one size and the same settings run together.
 
-        Images come back in the order of the streams, and are what ``decode`` gives up to the last
-        bits of floating point; int8 graphs scale their numbers by the batch, which the eye does not
-        see (above 40 dB). Raises as ``decode`` does, for the first stream that is wrong, before
-        anything is decoded.
+        Images come back in the order of the streams, and are what ``decode`` gives, whatever else
+        is in the batch, up to the last bits of floating point; int8 graphs may round these to the
+        next of their steps, which the eye does not see (above 40 dB). Memory grows with the batch
+        up to ``BATCH_PIXELS``; beyond, only images and a latent for each are kept. Raises as
+        ``decode`` does, for the first stream that is wrong, before anything is decoded.
         """
         settings = Settings(self.bundle, steps, guidance, seed)
         self._engines.restart_clock()
@@ -246,9 +260,9 @@ class Codec:
         self._engines.restart_clock()
         stream = self._unpack(data, bare=bare, cut=cut, max_pixels=max_pixels)
         grids = self._grids(stream, settings, cut)
-        condition = self._text.condition([stream.header.caption])
+        conditions = self._text.condition([[stream.header.caption]])
         for grid in list(grids) if self._engines.low_memory else grids:
-            image = self._render([stream], grid.tokens[None], settings, condition)[0]
+            image = self._render([stream], grid.tokens[None], settings, conditions)[0]
             yield ProgressiveImage(image, grid.known, grid.tokens.size)
 
     def info(self, data: bytes, *, bare: bool = False, cut: bool = False) -> dict[str, Any]:
@@ -290,9 +304,21 @@ class Codec:
     def _images(
         self, streams: list[Stream], settings: Settings, cut: bool = False
     ) -> list[Image.Image]:
+        """Images of streams that agree in size, schedule and settings.
+
+        Every stage goes through all parts of the batch before the next one begins, so that with
+        ``low_memory`` its engine is loaded once.
+        """
         tokens = self._tokens_of(streams, settings, cut)
-        condition = self._text.condition([stream.header.caption for stream in streams])
-        return self._render(streams, tokens, settings, condition)
+        captions = [stream.header.caption for stream in streams]
+        conditions = self._text.condition([captions[part] for part in self._parts(streams)])
+        return self._render(streams, tokens, settings, conditions)
+
+    def _parts(self, streams: list[Stream]) -> list[slice]:
+        """``batch_parts`` of streams that agree in size."""
+        header = streams[0].header
+        rows, columns = self._grid(header.height, header.width)
+        return batch_parts(len(streams), rows * columns * self.bundle.codec.stride**2)
 
     def _tokens_of(self, streams: list[Stream], settings: Settings, cut: bool) -> NDArray[np.int32]:
         """Tokens (n,h,w) of streams that agree in size, schedule and passes."""
@@ -302,7 +328,11 @@ class Codec:
         with self._entropy(schedule) as coder, self._engines.timed("entropy decoding"):
             damaged = cut and not streams[0].checksum_ok
             if first.passes_sent is None and not damaged:
-                return coder.decode([stream.tokens for stream in streams], shape, schedule)
+                data = [stream.tokens for stream in streams]
+                decoded = [
+                    coder.decode(data[part], shape, schedule) for part in self._parts(streams)
+                ]
+                return np.concatenate(decoded)
             grids = [
                 coder.decode_partial(
                     stream.tokens,
@@ -335,31 +365,42 @@ class Codec:
         streams: list[Stream],
         tokens: NDArray[np.int32],
         settings: Settings,
-        condition: Mapping[str, Buffer],
+        conditions: Sequence[Mapping[str, Buffer]],
     ) -> list[Image.Image]:
-        """Tokens (n,h,w) and captions' ``condition`` -> images of streams that agree in size."""
+        """Tokens (n,h,w) -> images of streams that agree in size and settings.
+
+        ``conditions``: what captions become, for each part of the batch.
+        """
         constants = self.bundle.codec
         steps = settings.steps_for(streams[0])
         guidance = settings.guidance_for(streams[0])
         cells = constants.stride // constants.latent_stride
         height, width = (side * cells for side in tokens.shape[1:])
-        with self._engines.timed("noise"):
-            start = np.stack(
-                [
-                    noise(settings.seed_for(stream), constants.latent_channels, height, width)
-                    for stream in streams
-                ]
-            )
+        parts = self._parts(streams)
+        latents: list[Buffer] = []
         kind = "flow" if guidance is None else "flow_guided"
-        with self._engines.use(kind) as engine, self._engines.timed("flow"):
-            latent = sample(engine, tokens, start, steps, guidance, constants, condition)
-        with self._engines.use("decoder") as engine, self._engines.timed("decoder"):
-            pixels = decode_latent(engine, latent, constants)
-        with self._engines.timed("image"):
-            return [
-                Image.fromarray(image[: stream.header.height, : stream.header.width])
-                for image, stream in zip(pixels, streams, strict=True)
-            ]
+        with self._engines.use(kind) as engine:
+            for part, condition in zip(parts, conditions, strict=True):
+                with self._engines.timed("noise"):
+                    seeds = [settings.seed_for(stream) for stream in streams[part]]
+                    start = np.stack(
+                        [noise(seed, constants.latent_channels, height, width) for seed in seeds]
+                    )
+                with self._engines.timed("flow"):
+                    latents.append(
+                        sample(engine, tokens[part], start, steps, guidance, constants, condition)
+                    )
+        images: list[Image.Image] = []
+        with self._engines.use("decoder") as engine:
+            for part, latent in zip(parts, latents, strict=True):
+                with self._engines.timed("decoder"):
+                    pixels = decode_latent(engine, latent, constants)
+                with self._engines.timed("image"):
+                    images += [
+                        Image.fromarray(picture[: stream.header.height, : stream.header.width])
+                        for picture, stream in zip(pixels, streams[part], strict=True)
+                    ]
+        return images
 
     def load_engines(self, kinds: Sequence[str]) -> None:
         """Load engines ahead of their first use, so that it is not slower than the next ones."""

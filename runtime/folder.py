@@ -1,8 +1,11 @@
 """Decoding a folder of streams: several at a time, resumable, past whatever is broken.
 
-Threads share one codec and decode an image each, on few threads of the backend: while one waits for
-its range decoder or writes its PNG, another one's graphs run. An output is renamed into its place
-when it is whole, so an interrupted run goes on where it stopped.
+Threads share one codec with its weights, and decode and write an image each: while one waits for
+its range decoder or writes its PNG, another one's graphs run. Graphs and zlib let go of Python's
+lock; what holds it, the range decoder above all, is about 1 % of an image. Images are not put into
+batches: on a CPU one by one takes the least work, and plans of TensorRT take one unless built for
+more. An output is renamed into its place when it is whole, so an interrupted run goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -240,10 +243,12 @@ def _is_done(stream: Path, output: Path) -> bool:
 
 
 def _division(options: Namespace) -> tuple[int, int | None]:
-    """How many images at a time, and threads of the backend for each.
+    """How many images at a time, and threads of the backend.
 
     Without a wish there is one image for each processor, up to a few for the sake of memory: two
-    threads that decode two images wait for each other less than two on one image.
+    threads that decode two images wait for each other less than two on one image. A backend's
+    threads are those of the caller and others that all callers share: as many of these as make up
+    the processors.
     """
     usable = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
@@ -251,7 +256,7 @@ def _division(options: Namespace) -> tuple[int, int | None]:
     jobs = options.jobs
     if jobs is None:
         jobs = 1 if options.low_memory else min(usable, _MAX_CPU_JOBS)
-    threads = options.threads or max(1, usable // jobs)
+    threads = options.threads or max(1, usable - jobs + 1)
     return jobs, threads
 
 

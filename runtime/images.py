@@ -45,8 +45,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+# What a flow makes is noisy for zlib: at level 6, Pillow's own, PNGs of it take 1.6 times as long
+# and are as large to 0.2 %; at 3 they are 8 % larger.
 _SAVE_OPTIONS: dict[str, dict[str, int]] = {
-    "PNG": {},
+    "PNG": {"compress_level": 4},
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
 }

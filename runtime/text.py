@@ -26,23 +26,25 @@ class TextConditioner:
         self._engines = engines
         self._tokenizers: dict[str, Any] = {}
 
-    def condition(self, captions: Sequence[str]) -> dict[str, Buffer]:
-        """Inputs of the flow graph for so many captions; none where the bundle knows no text.
+    def condition(self, parts: Sequence[Sequence[str]]) -> list[dict[str, Buffer]]:
+        """Inputs of the flow graph for each part of a batch, given by its captions.
 
-        The empty caption is one like others. Raises BackendError when the package ``tokenizers`` is
-        missing or a graph fails, and BundleError when a file of the bundle does not serve.
+        They are empty where the bundle knows no text; the empty caption is one like others. Raises
+        BackendError when the package ``tokenizers`` is missing or a graph fails, and BundleError
+        when a file of the bundle does not serve.
         """
         bundle = self._engines.bundle
+        told: list[dict[str, Buffer]] = [{} for _ in parts]
         if not bundle.codec.captions_condition:
-            return {}
-        parts: dict[str, Buffer] = {}
+            return told
         for kind in bundle.manifest.tokenizers:
             with self._engines.timed("text"):
-                ids = self._ids(kind, captions)
+                ids = [self._ids(kind, captions) for captions in parts]
             with self._engines.use(kind) as engine, self._engines.timed("text"):
-                parts |= engine.run({"ids": ids}, on_device=True)
+                for feeds, rows in zip(told, ids, strict=True):
+                    feeds |= engine.run({"ids": rows}, on_device=True)
         with self._engines.use("text_join") as engine, self._engines.timed("text"):
-            return engine.run(parts, on_device=True)
+            return [engine.run(feeds, on_device=True) for feeds in told]
 
     def _ids(self, kind: str, captions: Sequence[str]) -> NDArray[np.int32]:
         """Token ids (n,l) of captions, each padded or cut to the length that a tower takes."""

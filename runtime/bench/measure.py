@@ -30,7 +30,7 @@ from percoedge.runtime.bench.meters import DeviceMemory, find_meter, peak_host_b
 from percoedge.runtime.bench.onnx_graph import read_graph
 from percoedge.runtime.bench.probe import Call, Layout, Probe, stages_of
 from percoedge.runtime.bench.shape_rules import Tensor
-from percoedge.runtime.codec import Codec
+from percoedge.runtime.codec import Codec, batch_parts
 from percoedge.runtime.demo import shipped_photo
 from percoedge.runtime.images import write_image
 
@@ -140,8 +140,9 @@ def _layout(bundle: Bundle, probe: Probe, case: Case, stream: bytes) -> Layout:
     codec = bundle.codec
     rows, columns = -(-case.height // codec.stride), -(-case.width // codec.stride)
     schedule = unpack(stream).header.schedule or codec.schedule
+    parts = len(batch_parts(case.batch, rows * columns * codec.stride**2))
     grid = (rows, columns)
-    return Layout(grid, codec.entropy_tile, schedule, case.steps, probe.returns_early)
+    return Layout(grid, codec.entropy_tile, schedule, case.steps, probe.returns_early, parts)
 
 
 def _graphs(

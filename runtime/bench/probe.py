@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import numpy as np
+
 from percoedge.bitstream.schedules import pass_count, passes
-from percoedge.engines.contract import Backend, Buffer, Engine, GraphSource, TensorSpec
+from percoedge.engines.contract import Backend, Buffer, Engine, Graph, TensorSpec
 from percoedge.engines.tensorrt_library import LIBRARIES
 from percoedge.runtime.ranges import named_range
 from percoedge.runtime.tiles import grid_tiles
@@ -51,7 +53,8 @@ class Probe:
         """Whether a call may return before the device is done: its time is that of queueing."""
         return self.name in LIBRARIES
 
-    def load(self, source: GraphSource) -> Engine:
+    def load(self, graph: Graph) -> Engine:
+        source = graph.read()
         self.models[source.kind] = source.model
         return _ProbedEngine(source.kind, self.backend.load(source), self.calls)
 
@@ -96,13 +99,17 @@ class _ProbedEngine:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the calls of one decode follow one another: ``grid`` of tokens (h,w), and settings."""
+    """How the calls of one decode follow one another: ``grid`` of tokens (h,w), and settings.
+
+    ``parts``: into how many the batch is cut, each of which is a sequence of calls.
+    """
 
     grid: tuple[int, int]
     entropy_tile: int
     schedule: str
     steps: int
     returns_early: bool = False
+    parts: int = 1
 
     def pass_numbers(self) -> list[int]:
         """Number (from 1) of the pass that each call of the entropy graph belongs to."""
@@ -115,7 +122,7 @@ class Layout:
             for number in range(pass_count(self.schedule))
             for tile in tiles
             if len(cells[tile.shape][number])
-        ]
+        ] * self.parts
 
 
 def stages_of(
@@ -142,10 +149,10 @@ def stages_of(
             stages[name] = rest.pop(name)
     if (flow := rest.pop("flow", None)) is not None:
         times = [call.time_ms for call in calls if call.kind in ("flow", "flow_guided")]
-        tiles = len(times) // layout.steps
+        by_step = np.reshape(times, (layout.parts, layout.steps, -1)).sum(axis=(0, 2))
         verb = "flow, queueing step" if layout.returns_early else "flow step"
-        for step in range(layout.steps):
-            stages[f"{verb} {step + 1}"] = sum(times[step * tiles : (step + 1) * tiles])
+        for step, time_ms in enumerate(by_step.tolist(), 1):
+            stages[f"{verb} {step}"] = time_ms
         name = "flow, waiting" if layout.returns_early else "flow, between steps"
         stages[name] = flow - sum(times)
     stages |= rest  # decoder, image

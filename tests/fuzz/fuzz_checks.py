@@ -29,7 +29,7 @@ from percoedge.bitstream.rangecoder import (
     TokenEncoder,
 )
 from percoedge.bitstream.schedules import pass_count
-from percoedge.engines.bundle import Bundle
+from percoedge.engines.bundle import Bundle, StoredGraph
 from percoedge.engines.contract import GraphSource, TensorSpec
 from percoedge.engines.fake import FakeBackend, FakeEngine
 from percoedge.engines.manifest import CodecConstants
@@ -136,8 +136,9 @@ class _Models(Bundle):
     def kinds(self) -> tuple[str, ...]:
         return ("entropy",)
 
-    def read(self, kind: str, variant: str) -> GraphSource:
-        return GraphSource(kind, variant, b"", {}, _INPUTS, _OUTPUTS)
+    def graph(self, kind: str, variant: str) -> StoredGraph:
+        source = GraphSource(kind, variant, b"", {}, _INPUTS, _OUTPUTS)
+        return StoredGraph(kind, variant, source.sha256, _INPUTS, _OUTPUTS, source.read)
 
 
 class Target:

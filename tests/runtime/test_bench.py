@@ -92,6 +92,17 @@ class TestMeasuring:
         assert result["images_per_s"] == pytest.approx(12000 / sum(times), rel=0.01)
         assert [graph["calls"] for graph in result["graphs"]] == [4, 1, 1]
 
+    def test_a_batch_in_parts_has_the_stages_of_one(
+        self, fake_bundle: Bundle, fakes: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("percoedge.runtime.codec.BATCH_PIXELS", 1)
+        whole, parts = (
+            measured(fake_bundle, fakes, Case("fake", "auto", 30, 20, batch, 3, None))
+            for batch in (1, 3)
+        )
+        assert list(parts["stages_ms"]) == list(whole["stages_ms"])
+        assert [graph["calls"] for graph in parts["graphs"]] == [12, 9, 3]
+
     def test_what_cannot_be_known_is_none(self, fake_bundle: Bundle, fakes: Any) -> None:
         result = measured(fake_bundle, fakes)
         assert result["ceiling"]["float_ops_per_s"] is None

@@ -20,7 +20,7 @@ from PIL import Image
 from percoedge.bitstream.container import Header, pack, unpack
 from percoedge.bitstream.schedules import SCHEDULES, pass_count, pass_table
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.contract import GraphSource
+from percoedge.engines.contract import Graph
 from percoedge.engines.fake import FakeBackend, FakeEngine
 from percoedge.errors import (
     BackendError,
@@ -29,6 +29,7 @@ from percoedge.errors import (
     StreamError,
     UsageError,
 )
+from percoedge.runtime import codec as codec_module
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.images import Source
@@ -322,6 +323,29 @@ def test_a_batch_is_what_one_by_one_gives_in_order(
     assert codec.decode_batch([]) == []
 
 
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_batch_goes_through_the_graphs_in_parts(
+    fake_bundle: Bundle, fakes: Any, monkeypatch: pytest.MonkeyPatch, low_memory: bool
+) -> None:
+    """However large a batch is, no graph sees more of it; engines are not loaded for each part."""
+    backend = fakes.backend()
+    codec = Codec.load(fake_bundle, backend, low_memory=low_memory)
+    streams = [codec.encode(fakes.photo(20, 30, seed=seed)) for seed in range(5)]
+    single = [codec.decode(stream) for stream in streams]
+    monkeypatch.setattr(codec_module, "BATCH_PIXELS", 2 * 24 * 32)  # of whole tokens
+    codec.close()
+    backend.engines.clear()
+    batch = codec.decode_batch(streams)
+    assert all(same(a, b) for a, b in zip(batch, single, strict=True))
+    assert [kind for kind, _ in backend.engines] == ["entropy", "flow", "decoder"]
+    for kind, runs in (("entropy", 4), ("flow", 2), ("decoder", 1)):
+        calls = engine_of(backend, kind).calls
+        sizes = [len(call.feeds["tokens" if kind == "entropy" else "x"]) for call in calls]
+        assert sizes == [2] * runs + [2] * runs + [1] * runs
+    monkeypatch.setattr(codec_module, "BATCH_PIXELS", 1)
+    assert all(same(a, b) for a, b in zip(codec.decode_batch(streams), single, strict=True))
+
+
 def test_a_batch_is_refused_before_anything_is_decoded(
     codec: Codec, backend: FakeBackend, fakes: Any
 ) -> None:
@@ -428,9 +452,9 @@ def test_a_closed_codec_loads_its_engines_anew(
 class OneEngineBackend(FakeBackend):
     """Refuses to load an engine while another one is in memory."""
 
-    def load(self, source: GraphSource) -> FakeEngine:
+    def load(self, graph: Graph) -> FakeEngine:
         assert all(engine.closed for _, engine in self.engines)
-        return super().load(source)
+        return super().load(graph)
 
 
 def test_low_memory_holds_one_engine_at_a_time(fake_bundle: Bundle, fakes: Any) -> None:
@@ -450,11 +474,11 @@ def test_low_memory_holds_one_engine_at_a_time(fake_bundle: Bundle, fakes: Any) 
 
 
 class WatchingBackend(FakeBackend):
-    """Knows whether the last graph source it was given is still in memory."""
+    """Reads graphs, and knows whether the last one is still in memory."""
 
-    def load(self, source: GraphSource) -> FakeEngine:
-        self.source = weakref.ref(source)
-        return super().load(source)
+    def load(self, graph: Graph) -> FakeEngine:
+        self.source = weakref.ref(graph.read())
+        return super().load(graph)
 
 
 def test_a_source_is_freed_before_its_engine_is_used(fake_bundle: Bundle, fakes: Any) -> None:

@@ -85,6 +85,18 @@ def test_images_are_those_of_one_by_one(
             assert same.all()
 
 
+@pytest.mark.parametrize(
+    ("processors", "asked", "jobs", "threads"),
+    [(2, "", 2, 1), (6, "", 4, 3), (4, "--jobs 1", 1, 4), (2, "--jobs 3", 3, 1)],
+)
+def test_images_at_a_time_and_the_threads_they_share_make_up_the_processors(
+    run: Run, monkeypatch: pytest.MonkeyPatch, processors: int, asked: str, jobs: int, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors), raising=False)
+    record = run("--out", "out", *asked.split())[1]
+    assert (record["jobs"], record["threads"]) == (jobs, threads)
+
+
 def test_a_second_run_decodes_what_is_new(run: Run, source: Path) -> None:
     out = source.parent / "out"
     assert run("--out", "out")[1]["decoded"] == 4
