@@ -101,7 +101,8 @@ def plot_plane(scores: Sequence[Scores], path: Path) -> None:
         _log_axis(panel, [result[key] for results in lines.values() for result in results])
         panel.set_xlabel("distortion: PSNR, dB (numbers at the points: steps)")
         panel.grid(alpha=0.3)
-    left.legend(frameon=False)
+    if len(lines) > 1:
+        left.legend(frameon=False)
     figure.savefig(path, dpi=_DPI)
 
 

@@ -5,10 +5,11 @@
 
 Every photo is encoded to a file and decoded from it; the tokens that the file carries must be those
 encoded. ``--passes``, ``--steps`` and ``--guidance`` take several values, of which all combinations
-are measured. ``--rivals`` gives JPEG, WebP, AVIF and JPEG XL the bytes of each of our files.
+are measured; guidance other than 1 needs a bundle that has it. ``--rivals`` gives JPEG, WebP, AVIF
+and JPEG XL the bytes of each of our files.
 
 Seconds of one Xeon core for a photo of 512x512 and `tiny`: 2 for 1 and 4 steps; 3 more for the
-rivals; 24 for both at eight numbers of passes; 11 for five step counts at four guidances.
+rivals; 24 for both at eight numbers of passes.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ class HyperConfig(_Strict, frozen=True):
 class FlowConfig(_Strict, frozen=True):
     """``SD3Transformer2DModel`` with extra input channels for z_l.
 
+    ``guided``: whether bundles get the graph ``flow_guided``, for guidance other than 1.
     ``text_tokens``: those of CLIP, then those of T5. ``pos_embed_base_size``: patches a side over
     which positions count from 0 to that number (None: the whole table).
     """
@@ -82,6 +83,7 @@ class FlowConfig(_Strict, frozen=True):
     head_dim: int
     pos_embed_max_size: int
     text: bool
+    guided: bool
     condition_dropout: float = 0.1
     joint_attention_dim: int = 4096
     pooled_projection_dim: int = 2048
@@ -157,6 +159,13 @@ class Config(_Strict, frozen=True):
     mim: MimConfig
     text: dict[str, dict[str, Any]] = {}
     train: dict[str, StageConfig] = {}
+
+    def __post_init__(self) -> None:
+        if self.codec.guidance != 1 and not self.flow.guided:
+            raise ValueError(
+                f"expected codec.guidance 1 where flow.guided is false, got {self.codec.guidance}; "
+                "set flow.guided, or guidance to 1"
+            )
 
 
 def load_config(name_or_path: str | Path, **overrides: Any) -> Config:

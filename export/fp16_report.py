@@ -44,7 +44,7 @@ from polygraphy.logger import G_LOGGER
 from percoedge.engines.backends import select
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Engine, GraphSource
-from percoedge.errors import BackendError, PercoedgeError
+from percoedge.errors import BackendError, BundleError, PercoedgeError
 from percoedge.export.config import Config, load_config
 from percoedge.export.exact import integer_mim, reference_weights
 from percoedge.export.family import Family, in_precision
@@ -175,7 +175,12 @@ def _torch_runners(
             return {"weights": reference_weights(model, tokens, positions)}
 
         return [FunctionRunner(_BASE, source, weights)]
-    plan = graph_plans(config)[kind]
+    plan = graph_plans(config).get(kind)
+    if plan is None:
+        raise BundleError(
+            f"expected a bundle with the graphs of the configuration, got one with {kind!r} too; "
+            "give the configuration that it was exported with (--config)"
+        )
 
     def run(dtype: torch.dtype, feeds: Arrays) -> Arrays:
         with in_precision(family, plan.parts, dtype), torch.no_grad():

@@ -145,14 +145,15 @@ def graph_plans(config: Config) -> dict[str, GraphPlan]:
     grid = {"h": side, "w": side}
     step = (x, tokens, t, dt)
     flow_file, flow_parts = "flow.weights", ("flow",)
+    guided = GraphPlan(
+        GuidedFlowGraph, (*step, guidance, *text), (x_next,), flow_file, flow_parts, grid
+    )
     return {
         "encoder": GraphPlan(
             EncoderGraph, (image,), (tokens,), "encoder.weights", ("vae", "hyper")
         ),
         "flow": GraphPlan(FlowGraph, (*step, *text), (x_next,), flow_file, flow_parts, grid),
-        "flow_guided": GraphPlan(
-            GuidedFlowGraph, (*step, guidance, *text), (x_next,), flow_file, flow_parts, grid
-        ),
+        **({"flow_guided": guided} if flow.guided else {}),
         "decoder": GraphPlan(DecoderGraph, (x,), (image,), "decoder.weights", ("vae",)),
         **_text_plans(config),
     }

@@ -98,7 +98,8 @@ def _profiles(
     strangers = [kind for kind in kinds if kind not in bundle.kinds]
     if strangers:
         raise UsageError(
-            f"expected graphs of {', '.join(bundle.kinds)}, got {', '.join(strangers)}"
+            f"expected graphs of {', '.join(bundle.kinds)}, got {', '.join(strangers)}; "
+            "name some of these with --graph, or leave it out for all of them"
         )
     profiles = {}
     for kind in kinds:

@@ -201,7 +201,8 @@ def _kinds(bundle: Bundle, chosen: Sequence[str] | None) -> tuple[str, ...]:
     strangers = [kind for kind in kinds if kind not in bundle.kinds]
     if strangers:
         raise UsageError(
-            f"expected graphs of {', '.join(bundle.kinds)}, got {', '.join(strangers)}"
+            f"expected graphs of {', '.join(bundle.kinds)}, got {', '.join(strangers)}; "
+            "name some of these with --graph, or leave it out for all of them"
         )
     return kinds
 

@@ -35,7 +35,7 @@ class Settings:
         if self.guidance not in (None, 1) and not self._guided:
             raise UsageError(
                 f"expected guidance 1, for bundle {self.bundle.name!r} has no guided flow graph, "
-                f"got {self.guidance}"
+                f"got {self.guidance}; leave it out, or take a bundle exported with one"
             )
 
     def steps_for(self, stream: Stream) -> int:

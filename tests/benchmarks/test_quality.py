@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,9 @@ def test_files_that_are_asked_for(
 def test_plots(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="plots need the extra [bench]")
     rate, plane = tmp_path / "rate.png", tmp_path / "plane.png"
-    guidance = ["--guidance", "1,2"] if _guided() else []
     quality.main(
         [
-            *(str(folder), *QUICK, *guidance, "--limit", "1", "--passes", "4,8"),
+            *(str(folder), *QUICK, "--limit", "1", "--passes", "4,8"),
             *("--plot", str(rate), "--plane", str(plane)),
         ]
     )
@@ -85,14 +85,31 @@ def test_plots(folder: Path, tmp_path: Path) -> None:
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
-def _guided() -> bool:
-    with quality.Codec.load("tiny") as codec:
-        return "flow_guided" in codec.bundle.kinds
+@pytest.mark.parametrize("guidances", [(1.0,), (1.0, 2.0)])
+def test_the_plane_has_a_line_for_each_guidance(
+    guidances: tuple[float, ...], photo: Any, tmp_path: Path
+) -> None:
+    plots = pytest.importorskip("benchmarks.plots", reason="plots need the extra [bench]")
+    originals = Originals(Learned(wanted=False))
+    originals.add_photo("photo", photo[:128, :128])
+    scores = []
+    for level, (guidance, steps) in enumerate(itertools.product(guidances, (1, 4)), 1):
+        scores.append(Scores(Setting("guided", 8, steps, guidance), originals))
+        scores[-1].add_output(photo[:128, :128] // 16 * 16 + np.uint8(level), 900)
+    plots.plot_plane(scores, tmp_path / "plane.png")
+    pixels = np.asarray(Image.open(tmp_path / "plane.png").convert("RGB")).reshape(-1, 3)
+    colours = [tuple(bytes.fromhex(colour[1:])) for colour in plots._COLOURS[:3]]
+    drawn = [colour for colour in colours if (pixels == colour).all(axis=1).sum() > 20]
+    assert drawn == colours[: len(guidances)]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--passes", "9"], "expected 1 to 8 passes"), (["--steps", "0"], "expected steps to be")],
+    [
+        (["--passes", "9"], "expected 1 to 8 passes"),
+        (["--steps", "0"], "expected steps to be"),
+        (["--guidance", "1,2"], "expected guidance 1, for bundle 'tiny' has no guided flow graph"),
+    ],
 )
 def test_impossible_wishes_are_told(
     arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,4 @@
-"""A family of a few thousand weights: the tiny one with everything narrowed."""
+"""A family of a few thousand weights: the tiny one with everything narrowed, and guided."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MICRO: dict[str, dict[str, Any]] = {
         "decoder_blocks": [1, 1, 0],
     },
     "hyper": {"width": 16, "features": 16, "code_dim": 4},
-    "flow": {"condition_channels": 4, "layers": 1, "heads": 2, "head_dim": 8},
+    "flow": {"condition_channels": 4, "layers": 1, "heads": 2, "head_dim": 8, "guided": True},
     "mim": {"width": 16, "hidden": 32, "layers": 2, "kernel": 3},
 }
 

@@ -64,6 +64,7 @@ def test_the_recipe_runs_and_finishes_what_is_begun(tmp_path: Path) -> None:
     # what a bundle stores can be refined, and what it is refined to reads the same streams
     loaded = load_config(config)
     bundle = export_bundle(family.cpu(), loaded, tmp_path / "bundle", name="micro", licence="-")
+    assert set(bundle.kinds) == {"encoder", "entropy", "flow", "decoder"}
     refined = train(str(config), photos, photos, tmp_path / "more", "cpu", start=str(bundle.path))
     assert not (tmp_path / "more" / "mim.pt").exists()
     codebook = refined.quantizer.codebook

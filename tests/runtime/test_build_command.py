@@ -14,7 +14,6 @@ import pytest
 from percoedge.engines import memory
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.plan_cache import CACHE_VARIABLE, PlanCache
-from percoedge.engines.plan_record import graph_digest
 from percoedge.engines.tensorrt_library import Library, find_library
 from percoedge.errors import BackendError
 from percoedge.runtime import build_command
@@ -75,9 +74,9 @@ def test_a_plan_is_built_and_found(run: Run, root: Path, library: Library) -> No
     )
     assert any("Total Activation Memory" in line for line in head)
     cache = PlanCache()
-    digest = graph_digest(Bundle.open("tiny").read("decoder", "fp16"))
+    digest = Bundle.open("tiny").graph("decoder", "fp16").sha256
     plan = cache.find("decoder", digest, library, 89)
-    assert len(cache.read(plan)) == row["bytes"] and plan.driver == record["driver"]
+    assert len(cache.map(plan)) == row["bytes"] and plan.driver == record["driver"]
     assert not list(root.glob("partial-*"))
 
 
@@ -101,10 +100,10 @@ def test_a_refusal_names_the_command_that_mends_it(run: Run, root: Path, library
     plan = root / record.plan_name
     plan.write_bytes(b"x" + plan.read_bytes()[1:])
     with pytest.raises(BackendError) as caught:
-        PlanCache().read(record)
+        PlanCache().map(record)
     command = str(caught.value).partition("build it again: percoedge ")[2]
     assert run(*command.split()).code == 0
-    assert PlanCache().read(PlanCache().records("tensorrt-rtx")[0])
+    assert PlanCache().map(PlanCache().records("tensorrt-rtx")[0])
 
 
 @pytest.mark.parametrize(

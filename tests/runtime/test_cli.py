@@ -469,6 +469,11 @@ class TestUsage:
     def test_values_of_decode(self, run: Run, pco: Path, option: tuple[str, str]) -> None:
         assert_refused(run("decode", pco, *option), 2, f"got {option[1]}")
 
+    def test_guidance_of_a_bundle_without_it(self, run: Run, pco: Path) -> None:
+        result = run("decode", pco, "--guidance", 2)
+        assert_refused(result, 2, "'tiny' has no guided flow graph, got 2.0; leave it out")
+        assert not pco.with_suffix(".png").exists()
+
     def test_version_and_help(self, run: Run) -> None:
         assert run("--version") == (0, f"percoedge {percoedge.__version__}\n".encode(), "")
         text = run("--help").out.decode()
