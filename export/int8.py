@@ -10,27 +10,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
-import torch
-from numpy.typing import NDArray
 from onnx import helper
-from torch import nn
 
 from percoedge.engines.bundle import GraphFiles
 from percoedge.export.calibration import LayerRange, layer_ranges
 from percoedge.export.config import Config
 from percoedge.export.family import Family
-from percoedge.export.int8_graph import MICROSOFT, Affine, Bytes, Int8Graph, float_casts
-from percoedge.export.vae import ResidualBlock, TinyVae
+from percoedge.export.int8_decoder import int8_decoder
+from percoedge.export.int8_graph import MICROSOFT, Affine, Bytes, Int8Graph
+from percoedge.export.vae import TinyVae
 
 Ranges = Mapping[str, LayerRange]
 
+_KINDS = ("flow", "flow_guided", "decoder")
 _FLOAT_LAYERS = ("flow.transformer.proj_out",)  # small, and its errors go into the latent as such
-
-# A pixel is 127.5 * value + 127.5; the zero point of bytes is an integer, the bias takes the rest.
-_PIXELS = Affine(np.float32(1 / 127.5), np.uint8(127))
-_PIXEL_BIAS = np.float32(0.5 / 127.5)
 
 
 def with_int8(
@@ -44,8 +38,10 @@ def with_int8(
     if config.flow.text or not isinstance(family.vae, TinyVae):
         return described
     ranges = layer_ranges(family, config)
-    for kind in ("flow", "flow_guided", "decoder"):
-        topology, *data = graphs[kind].variants["fp32"]
+    for kind, graph in graphs.items():
+        if kind not in _KINDS:
+            continue
+        topology, *data = graph.variants["fp32"]
         model = onnx.load(out / topology, load_external_data=False)
         if kind == "decoder":
             model = int8_decoder(model, family.vae, ranges)
@@ -53,8 +49,8 @@ def with_int8(
             model = int8_flow(model, family, config.flow.heads, ranges)
         file = f"{kind}.int8.onnx"
         (out / file).write_bytes(model.SerializeToString())
-        variants = {**graphs[kind].variants, "int8": (file, *data)}
-        described[kind] = replace(graphs[kind], variants=variants)
+        variants = {**graph.variants, "int8": (file, *data)}
+        described[kind] = replace(graph, variants=variants)
     return described
 
 
@@ -67,7 +63,10 @@ def int8_flow(
     bytes_of: dict[str, Bytes] = {}
     for node in model.graph.node:
         first = groups.first.get(node.output[0])
-        if first is None:
+        if node.op_type == "Expand" and node.input[0] == "t":
+            # one for all pictures, and so what is made of it; norms run another way on one for each
+            graph.add("Identity", "t", output=node.output[0])
+        elif first is None:
             graph.keep(node)
         elif first.op_type == "MatMul":
             (x, weight), bias = first.input, node.input[1]
@@ -75,7 +74,7 @@ def int8_flow(
             if x not in bytes_of:
                 seen = ranges[name]
                 bytes_of[x] = graph.quantize(x, Affine.over(seen.low_in, seen.high_in))
-            value = _numpy(family.get_submodule(name).weight).T
+            value = family.get_submodule(name).weight.detach().numpy().T
             graph.linear(bytes_of[x], graph.weights(weight, value, 1), bias, node.output[0])
         elif first.op_type == "LayerNormalization":
             scale = _other_input(groups.user(first), first.output[0])
@@ -152,79 +151,3 @@ def _other_input(node: onnx.NodeProto, name: str) -> str:
     """The input of a binary operator that is not ``name``."""
     (other,) = (entry for entry in node.input if entry != name)
     return other
-
-
-def int8_decoder(model: onnx.ModelProto, vae: TinyVae, ranges: Ranges) -> onnx.ModelProto:
-    """Build a decoder over the weights of ``model``: channels last, convolutions in integers.
-
-    The stream that residual blocks add to stays in float32. Where a ReLU follows, what is negative
-    becomes the byte 0, so that no such node is left; the last convolution gives pixels.
-    """
-    graph = Int8Graph(model)
-    for cast in float_casts(model):
-        graph.keep(cast)
-    latent = graph.add("Transpose", "x", perm=[0, 2, 3, 1])
-    scaled = graph.add("Mul", latent, graph.constant(_numpy(vae.latent_std).ravel()))
-    stream = graph.add("Add", scaled, graph.constant(_numpy(vae.latent_mean).ravel()))
-
-    def into(name: str) -> Affine:
-        return Affine.over(ranges[f"vae.{name}"].low_in, ranges[f"vae.{name}"].high_in)
-
-    def out_of(name: str) -> Affine:
-        return Affine.over(ranges[f"vae.{name}"].low_out, ranges[f"vae.{name}"].high_out)
-
-    layers = list(vae.decoder)
-    for number, (layer, after) in enumerate(zip(layers, [*layers[1:], None], strict=True)):
-        name = f"decoder.{number}"
-        if isinstance(layer, ResidualBlock):
-            first, second = f"{name}.conv1", f"{name}.conv2"
-            hidden = graph.quantize(stream, into(first))
-            hidden = _convolution(graph, vae, hidden, first, into(second))
-            change = _convolution(graph, vae, hidden, second, out_of(second))
-            stream = graph.add("Add", stream, graph.dequantize(change))
-        elif isinstance(layer, nn.Conv2d):
-            entering = graph.quantize(stream, into(name))
-            if not isinstance(after, nn.PixelShuffle):
-                made = _convolution(graph, vae, entering, name, out_of(name))
-            elif after is not layers[-1]:
-                made = _upsampling(graph, vae, entering, name, out_of(name))
-            else:
-                made = _upsampling(graph, vae, entering, name, None)
-            stream = graph.dequantize(made)
-    ends = (graph.integers(0), graph.integers(3), graph.integers(3))  # of the channels
-    graph.add("Slice", made.name, *ends, output="image")
-    return graph.finish()
-
-
-def _convolution(graph: Int8Graph, vae: TinyVae, x: Bytes, name: str, affine: Affine) -> Bytes:
-    layer = vae.get_submodule(name)
-    weights = graph.weights(f"vae.{name}.weight", _numpy(layer.weight), 0)
-    return graph.convolution(x, weights, _numpy(layer.bias), affine)
-
-
-def _upsampling(
-    graph: Int8Graph, vae: TinyVae, x: Bytes, name: str, affine: Affine | None
-) -> Bytes:
-    """A convolution and the pixel shuffle behind it, which wants its channels in another order.
-
-    ``affine`` None gives pixels, with a fourth channel: kernels want a multiple of 16 channels.
-    """
-    layer = vae.get_submodule(name)
-    bias, channels = _numpy(layer.bias), layer.out_channels // 4
-    order = np.arange(4 * channels).reshape(channels, 2, 2).transpose(1, 2, 0)
-    if affine is None:
-        order = np.concatenate([order, order[:, :, :1]], axis=2)
-        affine, bias, channels = _PIXELS, bias + _PIXEL_BIAS, channels + 1
-    weights = graph.weights(f"vae.{name}.weight", _numpy(layer.weight), 0)
-    weights = graph.reorder(weights, order.ravel())
-    y = graph.convolution(x, weights, bias[order.ravel()], affine)
-    size = graph.add("Mul", graph.add("Shape", y.name, end=3), graph.integers(1, 2, 2))
-    shape = graph.add("Concat", size, graph.integers(channels), axis=0)
-    rows = graph.add("Reshape", y.name, graph.integers(0, 0, 0, 2, 2 * channels))
-    rows = graph.add("Transpose", rows, perm=[0, 1, 3, 2, 4])
-    return Bytes(graph.add("Reshape", rows, shape), affine)
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().float().numpy()
-    return array

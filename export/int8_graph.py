@@ -15,10 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from percoedge.export.mim import WEIGHT_MAX
+
 MICROSOFT = "com.microsoft"
 
-# Weights keep 7 bits: x86 CPUs without VNNI add two products in 16 bits, and 2 * 255 * 64 fits.
-_WEIGHT_LEVELS = 64
 _TINY = 1e-8
 
 
@@ -30,11 +30,11 @@ class Affine:
     zero: np.uint8
 
     @classmethod
-    def over(cls, low: float, high: float) -> Affine:
-        """The bytes that cover ``low`` to ``high``, and 0 exactly."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        step = max((high - low) / 255, _TINY)
-        return cls(np.float32(step), np.uint8(round(-low / step)))
+    def over(cls, low: NDArray[np.float32], high: NDArray[np.float32]) -> Affine:
+        """The bytes that cover all of ``low`` to ``high``, and 0 exactly."""
+        bottom, top = min(float(low.min()), 0.0), max(float(high.max()), 0.0)
+        step = max((top - bottom) / 255, _TINY)
+        return cls(np.float32(step), np.uint8(round(-bottom / step)))
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,16 @@ class Int8Graph:
     def dequantize(self, x: Bytes) -> str:
         return self.add("DequantizeLinear", x.name, *self.affine(x.affine))
 
-    def weights(self, name: str, value: NDArray[np.float32], axis: int) -> Weights:
-        """The float tensor ``name``, which holds ``value``, as int8; ``axis``: of its outputs."""
+    def weights(
+        self, name: str, value: NDArray[np.float32], axis: int, least: Any = _TINY
+    ) -> Weights:
+        """The float tensor ``name``, which holds ``value``, as int8; ``axis``: of its outputs.
+
+        ``least``: the smallest scale that will do.
+        """
         others = tuple(i for i in range(value.ndim) if i != axis)
-        largest = np.maximum(np.abs(value).max(axis=others), _TINY)
-        scale = (largest / _WEIGHT_LEVELS).astype(np.float32)
+        largest = np.abs(value).max(axis=others)
+        scale = np.maximum(largest / WEIGHT_MAX, least).astype(np.float32)
         zeros = np.zeros(len(scale), np.int8)
         quantized = self.add(
             "QuantizeLinear", name, self.constant(scale), self.constant(zeros), axis=axis
@@ -128,15 +133,25 @@ class Int8Graph:
         )
 
     def convolution(
-        self, x: Bytes, weights: Weights, bias: NDArray[np.float32], affine: Affine
+        self,
+        x: Bytes,
+        weights: Weights,
+        bias: NDArray[np.float32],
+        affine: Affine,
+        unit: NDArray[np.float32],
     ) -> Bytes:
-        """3x3 over bytes (n,h,w,in), zeros around, weights (out,in,3,3): bytes (n,h,w,out)."""
+        """3x3 over bytes (n,h,w,in), zeros around, weights (out,in,3,3): bytes (n,h,w,out).
+
+        Output channels are given in multiples of ``unit`` (out,). In multiples of the input's step
+        and the weights' scale, the bias must be an int32.
+        """
+        scale = (weights.scale / unit).astype(np.float32)
         total = np.rint(bias / (x.affine.step * weights.scale)).astype(np.int32)
         zeros = np.zeros(len(weights.scale), np.int8)
         result = self.add(
             "QLinearConv",
             *(x.name, *self.affine(x.affine)),
-            *(weights.name, self.constant(weights.scale), self.constant(zeros)),
+            *(weights.name, self.constant(scale), self.constant(zeros)),
             *(*self.affine(affine), self.constant(total)),
             domain=MICROSOFT,
             channels_last=1,
@@ -146,7 +161,7 @@ class Int8Graph:
         return Bytes(result, affine)
 
     def finish(self) -> onnx.ModelProto:
-        """The model with the new nodes, checked."""
+        """The model with the new nodes."""
         graph = self._model.graph
         needed = {output.name for output in graph.output}
         nodes = []

@@ -37,12 +37,12 @@ def test_streams_are_the_same(codecs: tuple[Codec, Codec], photo: Image.Image) -
     assert fast.encode(photo) == exact.encode(photo)
 
 
-@pytest.mark.parametrize("settings", [{"steps": 1}, {"steps": 4}, {"steps": 3, "guidance": 2.0}])
+@pytest.mark.parametrize("steps", [1, 3, 4])
 def test_pictures_look_the_same(
-    codecs: tuple[Codec, Codec], photo: Image.Image, settings: dict[str, float]
+    codecs: tuple[Codec, Codec], photo: Image.Image, steps: int
 ) -> None:
     data = codecs[0].encode(photo)
-    fast, exact = (np.asarray(codec.decode(data, **settings)) for codec in codecs)  # type: ignore[arg-type]
+    fast, exact = (np.asarray(codec.decode(data, steps=steps)) for codec in codecs)
     assert 38 < psnr_db(exact, fast) < np.inf
     original = np.asarray(photo)
     assert abs(psnr_db(original, exact) - psnr_db(original, fast)) < 0.1
@@ -52,9 +52,13 @@ def test_pictures_look_the_same(
 def test_pictures_do_not_depend_on_their_batch(
     codecs: tuple[Codec, Codec], photo: Image.Image
 ) -> None:
-    other = photo.transpose(Image.Transpose.ROTATE_180)
-    streams = [codecs[0].encode(image) for image in (photo, other, photo)]
-    alone = np.asarray(codecs[0].decode(streams[0]))
-    for index in (0, 2):
-        together = np.asarray(codecs[0].decode_batch(streams)[index])
-        assert psnr_db(alone, together) > 40
+    """Not on the others at all; its size moves last bits, which integers round up or down."""
+    codec = codecs[0]
+    turned, black = photo.transpose(Image.Transpose.ROTATE_180), Image.new("RGB", SIZE)
+    first, second, third = (codec.encode(image) for image in (photo, turned, black))
+    alone, among, beside = (
+        np.asarray(codec.decode_batch(streams)[0])
+        for streams in ([first], [first, second, first], [first, third, third])
+    )
+    np.testing.assert_array_equal(among, beside)
+    assert psnr_db(alone, among) > 40
