@@ -40,7 +40,7 @@ def train_refine(
     trained = nn.ModuleDict({"flow": flow, "decoder": decoder, "discriminator": discriminator})
     for parameter in trained.parameters():
         parameter.requires_grad_(True)
-    trainer = Trainer("refine", trained, stage, out, config.seed)
+    trainer = Trainer("refine", trained, stage, out, config.seed, apart=[discriminator])
     positions = config.flow.pos_embed_max_size - stage.crop // config.codec.stride + 1
 
     def sampled(noise: Tensor, first: Tensor, z: Tensor, steps: int) -> Tensor:
@@ -65,13 +65,14 @@ def train_refine(
             first = flow(noise, z, ones).float()
             mean = family.vae.decode(noise - first).float()
             made = family.vae.decode(sampled(noise, first.detach(), z, steps)).float()
-            beside = mean.detach().clamp(-1, 1)
-            judged = generator_loss(discriminator, images, made, beside)
-            judging = discriminator_loss(discriminator, images, made, beside, stage.penalty)
             # without tokens, for guidance: the plain flow matching loss
             t = torch.rand(1, device=device)
             mixed = torch.lerp(latent[:1], noise[:1], t)
             free = flow(mixed, torch.zeros_like(z[:1]), t).float()
+        # in float32: the penalty is on differences of scores that bfloat16 cannot tell apart
+        beside = mean.detach().clamp(-1, 1)
+        judged = generator_loss(discriminator, images, made, beside)
+        judging = discriminator_loss(discriminator, images, made, beside, stage.penalty)
         means = pixel_loss(mean, images, stage.ssim_weight)
         pixels = pixel_loss(made, images, stage.ssim_weight)
         energy = energy_loss(made, images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ class Trainer:
 
     The checkpoint ``<out>/<name>.pt`` holds weights, EMA, optimiser and step; a run that finds one
     goes on from it. ``<out>/<name>.jsonl`` holds the curve, one line per ``log_every`` steps.
+    Gradients are clipped to a norm of 1, those of parts that are ``apart`` by themselves.
     Step ``i`` draws from a generator seeded with (seed, i), so a resumed run sees the same data.
     """
 
@@ -55,6 +56,7 @@ class Trainer:
         seed: int,
         *,
         parameters: Iterable[nn.Parameter] | None = None,
+        apart: Sequence[nn.Module] = (),
         save_every: int = 500,
         log_every: int = 50,
     ) -> None:
@@ -65,7 +67,9 @@ class Trainer:
         trained = list(module.parameters() if parameters is None else parameters)
         matrices = [p for p in trained if p.ndim >= 2]
         vectors = [p for p in trained if p.ndim < 2]
-        self.trained = trained
+        others = {id(p) for part in apart for p in part.parameters()}
+        self._clipped = [[p for p in trained if id(p) not in others]]
+        self._clipped += [list(part.parameters()) for part in apart]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": stage.weight_decay},
@@ -139,8 +143,8 @@ class Trainer:
             loss, figures = step_function(step, rng)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
-            if bool(torch.isfinite(norm)):
+            norms = [nn.utils.clip_grad_norm_(group, 1.0) for group in self._clipped]
+            if all(map(torch.isfinite, norms)):
                 self.optimizer.step()
                 self._average(step)
             else:
