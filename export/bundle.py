@@ -29,8 +29,8 @@ from percoedge.engines.manifest import CodecConstants
 from percoedge.errors import BundleError, PercoedgeError
 from percoedge.export.assemble import Assembly, Sources, assemble, random_family
 from percoedge.export.config import RATES, Config, at_rate, load_config
-from percoedge.export.exact import integer_mim, language_digest, prove
-from percoedge.export.exact_graph import entropy_graph
+from percoedge.export.exact import IntegerMim, integer_mim, language_digest, prove
+from percoedge.export.exact_graph import entropy_graphs
 from percoedge.export.family import Family, in_precision
 from percoedge.export.graphs import entropy_specs, graph_plans, graph_ranges
 from percoedge.export.int8 import with_int8
@@ -71,7 +71,7 @@ def export_bundle(
     out.mkdir(parents=True, exist_ok=True)
     round_weights(family.quantizer)
     tokenizers = dict(tokenizers or {})
-    if family.text:
+    if family.text and config.flow.guided:
         family.null_text, family.null_pooled = null_condition(config, family.text, tokenizers)
     graphs: dict[str, GraphFiles] = {}
     with ExitStack() as stack:
@@ -85,9 +85,8 @@ def export_bundle(
     if "fp32" in variants:
         graphs = with_int8(graphs, family, config, out)
     model = integer_mim(family.mim)
-    (out / "entropy.onnx").write_bytes(entropy_graph(model, OPSET).SerializeToString())
     inputs, outputs = entropy_specs(config)
-    files = dict.fromkeys(variants, ("entropy.onnx",))
+    files = _export_entropy(model, out, variants)
     graphs["entropy"] = GraphFiles(inputs, outputs, files)
     tokenizer_files = {}
     for tower, text in tokenizers.items():
@@ -124,6 +123,21 @@ def _export_graph(
                 module = plan.build(family, _DTYPES[variant])
                 program = trace(module, plan.inputs, plan.outputs, feeds, plan.bounds)
                 files[variant] = write_program(program, out / f"{kind}.{variant}.onnx", weights)
+    return files
+
+
+def _export_entropy(
+    model: IntegerMim, out: Path, variants: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Write the entropy model; returns the names of its files by variant."""
+    with WeightFile(out / "entropy.weights") as weights:
+        graphs = entropy_graphs(model, OPSET, weights)
+    floats: tuple[str, ...] = ("entropy.onnx", weights.path.name)
+    files = dict.fromkeys(variants, floats)
+    (out / "entropy.onnx").write_bytes(graphs.floats.SerializeToString())
+    if "fp32" in variants:
+        files["int8"] = ("entropy.int8.onnx", weights.path.name)
+        (out / "entropy.int8.onnx").write_bytes(graphs.bytes.SerializeToString())
     return files
 
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from percoedge.export.mim import (
     ACTIVATION_MAX,
+    ACTIVATION_MIN,
+    HIDDEN_MAX,
     LOGIT_EXPONENT,
     NORM_ENTRIES,
     NORM_EXPONENT,
@@ -25,13 +27,14 @@ from percoedge.export.mim import (
     SQUARE_SHIFT,
     STREAM_EXPONENT,
     STREAM_MAX,
+    WEIGHT_MAX,
     Integers,
     Mim,
 )
 
 IntArray = NDArray[np.int64]
 EXACT_LIMIT = 1 << 24  # float32 holds every integer up to here
-WEIGHT_MAX = 1 << 16
+FREQUENCY_MAX = 1 << 16
 
 
 class ExactnessError(ValueError):
@@ -40,7 +43,7 @@ class ExactnessError(ValueError):
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """y = (x * weight + bias + 2^(shift-1)) >> shift, per output channel.
+    """y = round((x * weight + bias) / 2^shift), halves to even, per output channel.
 
     ``weight`` (in,out), or (C,k,k) for a depthwise layer; all int64.
     """
@@ -48,11 +51,6 @@ class IntegerLayer:
     weight: IntArray
     bias: IntArray
     shift: IntArray
-
-    @property
-    def offset(self) -> IntArray:
-        """Bias and rounding together."""
-        return self.bias + (1 << (self.shift - 1))
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def frequency_table() -> IntArray:
     """max(1, round(2^16 * 2^(-d/16))) for d = 0..2*STREAM_MAX: the softmax in integers."""
     distance = np.arange(2 * STREAM_MAX + 1)
     octaves = distance / 2.0**LOGIT_EXPONENT
-    return np.maximum(1, np.rint(WEIGHT_MAX * 2.0**-octaves)).astype(np.int64)
+    return np.maximum(1, np.rint(FREQUENCY_MAX * 2.0**-octaves)).astype(np.int64)
 
 
 def integer_mim(mim: Mim) -> IntegerMim:
@@ -90,7 +88,7 @@ def integer_mim(mim: Mim) -> IntegerMim:
         return IntegerLayer(weight, array(integers.bias), array(integers.shift))
 
     mim = mim.cpu()
-    scaled = torch.floor(mim.embedding * 2.0**STREAM_EXPONENT + 0.5)
+    scaled = torch.round(mim.embedding * 2.0**STREAM_EXPONENT)
     blocks = []
     for block in mim.blocks:
         mix, up, down = (layer(integers) for integers in mim.block_integers(block))
@@ -126,8 +124,8 @@ def language_digest(model: IntegerMim, codebook: torch.Tensor) -> str:
 def prove(model: IntegerMim) -> dict[str, int]:
     """Largest magnitude that any partial sum of each layer can reach, by name.
 
-    The bound of a layer, max over outputs of L1(weight) * max|input| + |bias| + rounding, holds
-    for every order of summation. Raises ExactnessError for a bound of 2^24 or more, or a number
+    The bound of a layer, max over outputs of L1(weight) * max|input| + |bias|, holds for every
+    order of summation. Raises ExactnessError for a bound of 2^24 or more, or a number
     outside its format.
     """
     bounds: dict[str, int] = {}
@@ -141,17 +139,17 @@ def prove(model: IntegerMim) -> dict[str, int]:
                 "narrow the layer or lower its weights' exponent"
             )
 
-    def check_layer(name: str, layer: IntegerLayer) -> None:
+    def check_layer(name: str, layer: IntegerLayer, largest_input: int = -ACTIVATION_MIN) -> None:
         columns = layer.weight.reshape(len(layer.weight), -1)
         depthwise = layer.weight.ndim == 3
         sums = np.abs(columns).sum(axis=1 if depthwise else 0)
         largest, shifts = np.abs(columns).max(), (layer.shift.min(), layer.shift.max())
-        if largest > ACTIVATION_MAX or shifts[0] < 1 or shifts[1] > 24:
+        if largest > WEIGHT_MAX or shifts[0] < 1 or shifts[1] > 24:
             raise ExactnessError(
-                f"{name}: expected weights within {ACTIVATION_MAX} and shifts of 1 to 24, got "
+                f"{name}: expected weights within {WEIGHT_MAX} and shifts of 1 to 24, got "
                 f"{largest} and {shifts[0]}..{shifts[1]}"
             )
-        check(name, (sums * ACTIVATION_MAX + np.abs(layer.bias) + (1 << (layer.shift - 1))).max())
+        check(name, (sums * largest_input + np.abs(layer.bias)).max())
 
     largest_square = ((STREAM_MAX >> SQUARE_SHIFT) + 1) ** 2
     check("sum of squares", width * largest_square)
@@ -162,7 +160,7 @@ def prove(model: IntegerMim) -> dict[str, int]:
     for number, (mix, up, down) in enumerate(model.blocks):
         check_layer(f"block {number} mix", mix)
         check_layer(f"block {number} up", up)
-        check_layer(f"block {number} down", down)
+        check_layer(f"block {number} down", down, HIDDEN_MAX)
     check_layer("head", model.head)
     return bounds
 
@@ -173,8 +171,8 @@ def reference_weights(model: IntegerMim, tokens: IntArray, positions: IntArray) 
     x = model.embedding[tokens]
     for mix, up, down in model.blocks:
         mixed = _depthwise(_reference_norm(x, model), mix)
-        hidden = np.clip(_linear(np.clip(mixed, -ACTIVATION_MAX, ACTIVATION_MAX), up), 0, None)
-        x = x + _linear(np.minimum(hidden, ACTIVATION_MAX), down)
+        hidden = _linear(np.clip(mixed, ACTIVATION_MIN, ACTIVATION_MAX), up)
+        x = x + _linear(np.clip(hidden, 0, HIDDEN_MAX), down)
         x = np.clip(x, -STREAM_MAX, STREAM_MAX)
     chosen = x.reshape(batch, height * width, -1)[:, positions]
     logits = np.clip(_linear(_reference_norm(chosen, model), model.head), -STREAM_MAX, STREAM_MAX)
@@ -183,8 +181,7 @@ def reference_weights(model: IntegerMim, tokens: IntArray, positions: IntArray) 
 
 
 def _linear(x: IntArray, layer: IntegerLayer) -> IntArray:
-    result: IntArray = (x @ layer.weight + layer.offset) >> layer.shift
-    return result
+    return _rounded(x @ layer.weight + layer.bias, layer.shift)
 
 
 def _depthwise(x: IntArray, layer: IntegerLayer) -> IntArray:
@@ -196,12 +193,22 @@ def _depthwise(x: IntArray, layer: IntegerLayer) -> IntArray:
         for column in range(kernel):
             window = padded[:, row : row + x.shape[1], column : column + x.shape[2]]
             total += window * layer.weight[:, row, column]
-    return (total + layer.offset) >> layer.shift
+    return _rounded(total + layer.bias, layer.shift)
+
+
+def _rounded(total: IntArray, shift: IntArray | int) -> IntArray:
+    """total / 2^shift, to the nearest integer, halves to the even one; ``shift`` is 1 or more."""
+    quotient = total >> shift
+    rest = total - (quotient << shift)
+    half = np.left_shift(1, shift - 1)
+    up = (rest > half) | ((rest == half) & (quotient & 1 == 1))
+    result: IntArray = quotient + up
+    return result
 
 
 def _reference_norm(x: IntArray, model: IntegerMim) -> IntArray:
-    squares = ((x >> SQUARE_SHIFT) ** 2).sum(axis=-1, keepdims=True)
+    squares = (_rounded(x, SQUARE_SHIFT) ** 2).sum(axis=-1, keepdims=True)
     index = np.minimum(squares >> NORM_SHIFT, NORM_ENTRIES - 1)
     # 11 by 11 significant bits: exact in float64
-    scaled = np.floor(x * model.norm_table.astype(np.float64)[index] + 0.5).astype(np.int64)
-    return np.clip(scaled, -ACTIVATION_MAX, ACTIVATION_MAX)
+    scaled = np.rint(x * model.norm_table.astype(np.float64)[index]).astype(np.int64)
+    return np.clip(scaled, ACTIVATION_MIN, ACTIVATION_MAX)

@@ -5,7 +5,8 @@ any grid size works and no bound depends on the number of tokens. In ``exact`` m
 *is* the integer network that ``exact.py`` exports (integers carried in float32, every partial sum
 below 2^24), with straight-through gradients; otherwise the same operators run in float.
 
-Scales are powers of two: a value v is carried as the integer v * 2^exponent.
+Scales are powers of two: a value v is carried as the integer v * 2^exponent. Rounding is to the
+nearest integer, halves to the even one, as the operators Round and QuantizeLinear of ONNX do.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from torch import Tensor, nn
 
 from percoedge.export.config import MimConfig
 
-ACTIVATION_MAX = 127  # of whatever enters a convolution or a matrix product
+# What enters a convolution or a matrix product fits a byte, signed or (after the ReLU) unsigned.
+ACTIVATION_MIN, ACTIVATION_MAX = -128, 127
+HIDDEN_MAX = 255
+# Two products of a byte with a weight fit 16 bits, in which x86 CPUs without VNNI add them.
+WEIGHT_MAX = 63
 STREAM_MAX = 2047  # of the residual stream and of the logits
 STREAM_EXPONENT = 6
 NORM_EXPONENT = 5  # a normalised value of 1.0 is 32
+EXPONENTS = range(2, 8)  # that mixed and hidden activations may have
 LOGIT_EXPONENT = 4  # logits count sixteenths of an octave
 SQUARE_SHIFT = 3  # the stream is shifted down by this before it is squared
 
@@ -32,26 +38,26 @@ NORM_ENTRIES = 1 << 16
 
 
 class Integers(NamedTuple):
-    """A layer in integers: y = floor((x * weight + bias + 2^(shift-1)) / 2^shift)."""
+    """A layer in integers: y = round((x * weight + bias) / 2^shift)."""
 
-    weight: Tensor  # within +-127
+    weight: Tensor  # within +-WEIGHT_MAX
     bias: Tensor
     shift: Tensor  # 1..24, per output channel
 
 
-class _Floor(torch.autograd.Function):
+class _Round(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
-        return torch.floor(x)
+        return torch.round(x)
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> Tensor:
         return grad
 
 
-def floor(x: Tensor) -> Tensor:
-    """Floor with the gradient of the identity."""
-    result: Tensor = _Floor.apply(x)
+def rounded(x: Tensor) -> Tensor:
+    """Round with the gradient of the identity."""
+    result: Tensor = _Round.apply(x)
     return result
 
 
@@ -72,29 +78,43 @@ def norm_index(squares: Tensor) -> Tensor:
 
 
 class QuantLayer(nn.Module):
-    """Weights of a linear (out,in) or depthwise (C,1,k,k) layer, in float and as integers."""
+    """Weights of a linear (out,in) or depthwise (C,1,k,k) layer, in float and as integers.
 
-    def __init__(self, *shape: int, std: float) -> None:
+    A layer behind a norm has the norm's gains, one per input channel, within its weights.
+    """
+
+    def __init__(self, *shape: int, std: float, behind_norm: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(shape) * std)
         self.bias = nn.Parameter(torch.zeros(shape[0]))
+        channels = shape[1] if len(shape) == 2 else shape[0]
+        self.gain = nn.Parameter(torch.ones(channels)) if behind_norm else None
+
+    def weight_with_gain(self) -> Tensor:
+        """The weights that the layer computes with."""
+        if self.gain is None:
+            return self.weight
+        return self.weight * (
+            self.gain if self.weight.ndim == 2 else self.gain[:, None, None, None]
+        )
 
     def integers(self, e_in: int, e_out: int) -> Integers:
-        """Per-channel power-of-two scales: the largest with |weight| <= 127 and a shift >= 1."""
-        largest = self.weight.detach().abs().flatten(1).amax(1).clamp_min(2.0**-12)
-        exponent = torch.floor(torch.log2((ACTIVATION_MAX + 0.49) / largest))
+        """Per-channel power-of-two scales: the largest that keep weights in range, shifts >= 1."""
+        exact = self.weight_with_gain()
+        largest = exact.detach().abs().flatten(1).amax(1).clamp_min(2.0**-12)
+        exponent = torch.floor(torch.log2((WEIGHT_MAX + 0.49) / largest))
         exponent = exponent.clamp(max(0, e_out - e_in + 1), 14)
-        scale = (2.0**exponent).reshape(-1, *[1] * (self.weight.ndim - 1))
-        weight = floor(self.weight * scale + 0.5).clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
-        bias = floor(self.bias * 2.0 ** (exponent + e_in) + 0.5)
+        scale = (2.0**exponent).reshape(-1, *[1] * (exact.ndim - 1))
+        weight = rounded(exact * scale).clamp(-WEIGHT_MAX, WEIGHT_MAX)
+        bias = rounded(self.bias * 2.0 ** (exponent + e_in))
         return Integers(weight, bias, exponent + e_in - e_out)
 
     def apply_to(self, x: Tensor, layer: Integers | None) -> Tensor:
         """(B,h,w,in) -> (B,h,w,out); ``layer`` None is the float layer."""
         if layer is None:
-            weight, bias = self.weight, self.bias
+            weight, bias = self.weight_with_gain(), self.bias
         else:
-            weight, bias = layer.weight, layer.bias + 2.0 ** (layer.shift - 1)
+            weight, bias = layer.weight, layer.bias
         if weight.ndim == 2:
             y = F.linear(x, weight, bias)
         else:
@@ -102,7 +122,7 @@ class QuantLayer(nn.Module):
             channels = x.permute(0, 3, 1, 2)
             y = F.conv2d(channels, weight, bias, padding=pad, groups=len(weight))
             y = y.permute(0, 2, 3, 1)
-        return y if layer is None else floor(y * 2.0**-layer.shift)
+        return y if layer is None else rounded(y * 2.0**-layer.shift)
 
 
 class MimBlock(nn.Module):
@@ -111,7 +131,7 @@ class MimBlock(nn.Module):
     def __init__(self, config: MimConfig, classic: bool) -> None:
         super().__init__()
         width, hidden, kernel = config.width, config.hidden, config.kernel
-        self.mix = QuantLayer(width, 1, kernel, kernel, std=0.7 / kernel)
+        self.mix = QuantLayer(width, 1, kernel, kernel, std=0.7 / kernel, behind_norm=not classic)
         self.up = QuantLayer(hidden, width, std=width**-0.5)
         self.down = QuantLayer(width, hidden, std=(2 * config.layers * hidden) ** -0.5)
         self.norm = nn.LayerNorm(width) if classic else None
@@ -133,7 +153,9 @@ class Mim(nn.Module):
         self.exact, self.observing = False, False
         self.embedding = nn.Parameter(torch.randn(codebook_size + 1, config.width) * 0.7)
         self.blocks = nn.ModuleList(MimBlock(config, classic) for _ in range(config.layers))
-        self.head = QuantLayer(codebook_size, config.width, std=0.5 * config.width**-0.5)
+        self.head = QuantLayer(
+            codebook_size, config.width, std=0.5 * config.width**-0.5, behind_norm=not classic
+        )
         self.head_norm = nn.LayerNorm(config.width) if classic else None
         self.register_buffer("table", norm_table(config.width), persistent=False)
 
@@ -173,12 +195,13 @@ class Mim(nn.Module):
 
     def integer_logits(self, tokens: Tensor) -> Tensor:
         """The exact network: integers within +-2047, in sixteenths of an octave."""
-        top, stream = ACTIVATION_MAX, STREAM_MAX
-        x = floor(self.embedding * 2.0**STREAM_EXPONENT + 0.5).clamp(-stream, stream)[tokens]
+        stream = STREAM_MAX
+        x = rounded(self.embedding * 2.0**STREAM_EXPONENT).clamp(-stream, stream)[tokens]
         for block in self.blocks:
             mix, up, down = self.block_integers(block)
-            mixed = block.mix.apply_to(self._integer_norm(x), mix).clamp(-top, top)
-            hidden = block.up.apply_to(mixed, up).clamp(0, top)
+            mixed = block.mix.apply_to(self._integer_norm(x), mix)
+            mixed = mixed.clamp(ACTIVATION_MIN, ACTIVATION_MAX)
+            hidden = block.up.apply_to(mixed, up).clamp(0, HIDDEN_MAX)
             x = (x + block.down.apply_to(hidden, down)).clamp(-stream, stream)
         head = self.head.integers(NORM_EXPONENT, LOGIT_EXPONENT)
         return self.head.apply_to(self._integer_norm(x), head).clamp(-stream, stream)
@@ -199,7 +222,7 @@ class Mim(nn.Module):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-4)
 
     def _integer_norm(self, x: Tensor) -> Tensor:
-        shifted = floor(x * 2.0**-SQUARE_SHIFT)
+        shifted = rounded(x * 2.0**-SQUARE_SHIFT)
         squares = shifted.square().sum(-1, keepdim=True)
         looked_up = self.table[norm_index(squares.detach())]
         # the gradient is that of the true reciprocal root
@@ -207,7 +230,7 @@ class Mim(nn.Module):
             squares / self.config.width + 2.0**-SQUARE_SHIFT
         )
         scale = smooth + (looked_up - smooth).detach()
-        return floor(x * scale + 0.5).clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
+        return rounded(x * scale).clamp(ACTIVATION_MIN, ACTIVATION_MAX)
 
     @torch.no_grad()
     def _observe(self, block: nn.Module, *activations: Tensor) -> None:
@@ -224,5 +247,6 @@ class Mim(nn.Module):
             self(part)
         self.observing = False
         for block in self.blocks:
-            exponents = torch.floor(torch.log2(ACTIVATION_MAX / block.seen.clamp_min(1e-3)))
-            block.exponents.copy_(exponents.clamp(2, 7).long())
+            top = block.seen.new_tensor([ACTIVATION_MAX, HIDDEN_MAX])
+            exponents = torch.floor(torch.log2(top / block.seen.clamp_min(1e-3)))
+            block.exponents.copy_(exponents.clamp(EXPONENTS[0], EXPONENTS[-1]).long())

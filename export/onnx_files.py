@@ -18,10 +18,10 @@ import onnx
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from torch import nn
 
-from percoedge.engines.contract import TensorSpec, split_axis
+from percoedge.engines.contract import GraphSource, TensorSpec, split_axis
 
 # From 23 on attention becomes an operator that TensorRT-RTX refuses and ONNX Runtime runs slower.
 OPSET = 20
@@ -50,6 +50,21 @@ class WeightFile:
             self._file.write(raw)
         return self._offsets[key]
 
+    def tensor(self, name: str, array: NDArray[Any]) -> TensorProto:
+        """An array as a constant of this name; all but small ones lie in the file."""
+        if array.nbytes < _INLINE_BYTES:
+            return numpy_helper.from_array(array, name)
+        tensor = TensorProto(
+            name=name,
+            dims=array.shape,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            data_location=TensorProto.EXTERNAL,
+        )
+        place = {"location": self.path.name, "offset": self.place(array), "length": array.nbytes}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
     def __enter__(self) -> WeightFile:
         return self
 
@@ -62,6 +77,19 @@ class WeightFile:
         self._file.close()
         if not self._offsets:
             self.path.unlink()
+
+
+def whole_model(source: GraphSource) -> onnx.ModelProto:
+    """The model of a graph with its external data inside."""
+    model = onnx.load_from_string(source.model)
+    for tensor in model.graph.initializer:
+        if external_data_helper.uses_external_data(tensor):
+            place = external_data_helper.ExternalDataInfo(tensor)
+            data = source.data[place.location]
+            tensor.raw_data = data[place.offset : place.offset + place.length]
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return model
 
 
 def example_feeds(

@@ -119,7 +119,7 @@ def train_mim(
         size = config.train["mim_exact"].crop
         mim.calibrate(masked_crops(rng, tokens, 128, size, mim.mask_id)[1])
     mim.exact = True
-    fit_mim(mim, "mim_exact", config.train["mim_exact"], tokens, out, config.seed)
+    fit_mim(mim, "mim_exact", config.train["mim_exact"], tokens, out, config.seed + 1)
 
 
 def masked_crops(

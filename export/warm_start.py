@@ -6,21 +6,29 @@ bundle stores them, in half precision; the entropy model as the very integers of
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import external_data_helper, numpy_helper
+from onnx import numpy_helper
 
 from percoedge.engines.bundle import Bundle
 from percoedge.errors import BundleError
 from percoedge.export.config import Config
-from percoedge.export.exact import IntegerMim
+from percoedge.export.exact import IntegerLayer, IntegerMim
 from percoedge.export.exact_graph import integers_of_graph
 from percoedge.export.family import Family
-from percoedge.export.mim import LOGIT_EXPONENT, NORM_EXPONENT, STREAM_EXPONENT, Mim, QuantLayer
+from percoedge.export.mim import (
+    EXPONENTS,
+    LOGIT_EXPONENT,
+    NORM_EXPONENT,
+    STREAM_EXPONENT,
+    Mim,
+    QuantLayer,
+)
+from percoedge.export.onnx_files import whole_model
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -48,7 +56,7 @@ def family_from_bundle(bundle: Bundle, config: Config) -> Family:
                 "give the configuration that the bundle was exported with"
             )
         state[name].copy_(torch.from_numpy(found[name]))
-    entropy = onnx.load_from_string(bundle.read("entropy", "fp32").model)
+    entropy = whole_model(bundle.read("entropy", "fp32"))
     _restore(family.mim, integers_of_graph(entropy.graph))
     return family.eval()
 
@@ -59,16 +67,11 @@ _KEPT = ("quantizer.usage", "quantizer.spread.num_batches_tracked")
 
 def _weights(bundle: Bundle, kind: str) -> Arrays:
     """Constants of a graph under the names of the family's parameters."""
-    source = bundle.read(kind, "fp32")
-    model = onnx.load_from_string(source.model)
-    values: Arrays = {}
-    for tensor in model.graph.initializer:
-        if external_data_helper.uses_external_data(tensor):
-            place = external_data_helper.ExternalDataInfo(tensor)
-            data = source.data[place.location]
-            tensor.raw_data = data[place.offset : place.offset + place.length]
-            tensor.data_location = onnx.TensorProto.DEFAULT
-        values[tensor.name] = numpy_helper.to_array(tensor).astype(np.float32)
+    model = whole_model(bundle.read(kind, "fp32"))
+    values = {
+        tensor.name: numpy_helper.to_array(tensor).astype(np.float32)
+        for tensor in model.graph.initializer
+    }
     for node in model.graph.node:
         if node.op_type == "Cast" and node.input[0] in values:
             values[node.output[0]] = values[node.input[0]]
@@ -99,21 +102,37 @@ def _projection(codebook: NDArray[Any], table: NDArray[Any]) -> Arrays:
 
 @torch.no_grad()
 def _restore(mim: Mim, model: IntegerMim) -> None:
-    """Give a model parameters from which exactly these integers are read off again."""
+    """Give a model parameters from which exactly these integers are read off again.
 
-    def fill(layer: QuantLayer, number: int, part: int, e_in: int, e_out: int) -> None:
-        integers = model.head if part < 0 else model.blocks[number][part]
-        weight = torch.from_numpy(integers.weight).double()
+    The exponents of activations are not in a graph, but only the right ones give its integers.
+    Raises BundleError when none do.
+    """
+
+    def fill(layer: QuantLayer, integers: IntegerLayer, e_in: int, e_out: int) -> bool:
+        """Whether the layer now gives these integers; scales are clamped, so it may not."""
+        weight, bias, shift = map(
+            torch.from_numpy, (integers.weight, integers.bias, integers.shift)
+        )
         weight = weight.T if weight.ndim == 2 else weight[:, None]
-        exponent = torch.from_numpy(integers.shift) - e_in + e_out
-        layer.bias.copy_(torch.from_numpy(integers.bias) * 2.0 ** -(exponent + e_in))
+        exponent = shift - e_in + e_out
+        layer.bias.copy_(bias * 2.0 ** -(exponent + e_in))
         layer.weight.copy_(weight * 2.0 ** -exponent.reshape(-1, *[1] * (weight.ndim - 1)))
+        if layer.gain is not None:
+            layer.gain.fill_(1)
+        again = layer.integers(e_in, e_out)
+        return all(map(torch.equal, again, (weight.float(), bias.float(), shift.float())))
 
     mim.embedding.copy_(torch.from_numpy(model.embedding) * 2.0**-STREAM_EXPONENT)
-    for number, block in enumerate(mim.blocks):
-        mixed, hidden = (int(e) for e in block.exponents)
-        fill(block.mix, number, 0, NORM_EXPONENT, mixed)
-        fill(block.up, number, 1, mixed, hidden)
-        fill(block.down, number, 2, hidden, STREAM_EXPONENT)
-    fill(mim.head, 0, -1, NORM_EXPONENT, LOGIT_EXPONENT)
+    for block, (mix, up, down) in zip(mim.blocks, model.blocks, strict=True):
+        for mixed, hidden in itertools.product(EXPONENTS, EXPONENTS):
+            block.exponents.copy_(torch.tensor([mixed, hidden]))
+            if (
+                fill(block.mix, mix, NORM_EXPONENT, mixed)
+                and fill(block.up, up, mixed, hidden)
+                and fill(block.down, down, hidden, STREAM_EXPONENT)
+            ):
+                break
+        else:
+            raise BundleError("expected an entropy model of this project's scales; export it again")
+    fill(mim.head, model.head, NORM_EXPONENT, LOGIT_EXPONENT)
     mim.exact = True

@@ -62,7 +62,7 @@ def cost_of(graph: Graph, inputs: Mapping[str, Tensor], outputs: tuple[str, ...]
         made = [tensors[name] for name in node.outputs if name in tensors]
         if all(tensor.constant for tensor in made):
             continue
-        ops["Integer" in node.op or "QLinear" in node.op] += _operations(node, tensors)
+        ops["Integer" in node.op or node.op.startswith("Q")] += _operations(node, tensors)
         if node.op in _FREE:
             continue
         read = {name: tensors[name] for name in node.inputs if name}

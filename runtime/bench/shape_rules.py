@@ -47,6 +47,7 @@ _WINDOWS = {"AveragePool", "Conv", "MaxPool"}
 FACTORS = {
     "MatMul": (0, 1),
     "MatMulInteger": (0, 1),
+    "QGemm": (0, 3),
     "QLinearConv": (0, 3),
     "QLinearMatMul": (0, 3),
     "MatMulIntegerToFloat": (0, 1),

@@ -71,6 +71,8 @@ def _dtype(node: Node, given: list[Tensor]) -> str:
         return given[min(_DTYPE_OF_INPUT[node.op], len(given) - 1)].dtype
     if node.op == "MatMulInteger":
         return "int32"
+    if node.op == "QGemm":  # sums in float, like their scales, or what a zero point is given for
+        return given[8 if len(given) > 8 else 1].dtype
     if node.op == "Constant":
         return constant_of(node).dtype
     if node.op == "ConstantOfShape":

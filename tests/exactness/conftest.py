@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 from cases import Case, Report, Tally, Target, make_cases, write_cases
 from reference import answered
+from run_onnxruntime import VARIANTS
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
 from percoedge.export.exact import IntegerMim
 from percoedge.export.exact_graph import integers_of_graph
+from percoedge.export.onnx_files import whole_model
 from percoedge.runtime.entropy import EntropyCodec
 
 _TALLIES = pytest.StashKey[list[Tally]]()
@@ -66,7 +67,7 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 
 @pytest.fixture(scope="session")
 def model(bundle: Bundle) -> IntegerMim:
-    return integers_of_graph(onnx.load_from_string(bundle.read("entropy", "fp32").model).graph)
+    return integers_of_graph(whole_model(bundle.read("entropy", "fp32")).graph)
 
 
 @pytest.fixture(scope="session")
@@ -84,10 +85,12 @@ def coder(bundle: Bundle) -> EntropyCodec:
 def case_folder(
     tmp_path_factory: pytest.TempPathFactory, bundle: Bundle, cases: list[Case]
 ) -> Path:
-    """What targets read: the cases and the graph."""
+    """What targets read: the cases and the graphs, each in one file."""
     folder = tmp_path_factory.mktemp("cases")
     write_cases(cases, folder)
-    (folder / "entropy.onnx").write_bytes(bundle.read("entropy", "fp32").model)
+    for variant in VARIANTS:
+        model = whole_model(bundle.read("entropy", variant))
+        (folder / f"entropy.{variant}.onnx").write_bytes(model.SerializeToString())
     return folder
 
 

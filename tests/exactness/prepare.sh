@@ -14,10 +14,10 @@ scratch="$(mktemp -d -p "$cache")"
 trap 'rm -rf "$scratch"' EXIT
 failed=0
 
-# attempt NAME FUNCTION: run it unless NAME is there already.
+# attempt NAME COMMAND...: run it unless NAME is there already.
 attempt() {
     [[ -e "$cache/$1" ]] && return
-    if "$2" >> "$log" 2>&1 && [[ -e "$cache/$1" ]]; then
+    if "${@:2}" >> "$log" 2>&1 && [[ -e "$cache/$1" ]]; then
         echo "fetched $1"
     else
         echo "cannot be had here: $1 (see $log)"
@@ -61,20 +61,21 @@ apt() {
         -o Dir::Log="$state" -o Debug::NoLocking=1 "$@"
 }
 
+# fetch_qemu PROCESSOR
 fetch_qemu() {
     local found package architecture
-    found="$(command -v qemu-aarch64-static || command -v qemu-aarch64)"
+    found="$(command -v "qemu-$1-static" || command -v "qemu-$1")"
     if [[ -n "$found" ]]; then
-        ln -sfn "$found" "$cache/aarch64/qemu"
+        ln -sfn "$found" "$cache/$1/qemu"
         return
     fi
     architecture="$(dpkg --print-architecture)" && apt "$architecture" update
     for package in qemu-user-static qemu-user; do # from one of these, by the age of the system
         (cd "$scratch" && apt "$architecture" download "$package") || continue
         dpkg --fsys-tarfile "$scratch/$package"_*.deb | tar -x -C "$scratch" --wildcards \
-            './usr/bin/qemu-aarch64*'
-        for found in "$scratch"/usr/bin/qemu-aarch64{-static,}; do
-            [[ -f "$found" && ! -L "$found" ]] && mv "$found" "$cache/aarch64/qemu" && return
+            "./usr/bin/qemu-$1*"
+        for found in "$scratch/usr/bin/qemu-$1"{-static,}; do
+            [[ -f "$found" && ! -L "$found" ]] && mv "$found" "$cache/$1/qemu" && return
         done
     done
     return 1
@@ -109,8 +110,12 @@ attempt web fetch_web
 if [[ "$(uname -m)" != aarch64 ]]; then
     mkdir -p "$cache/aarch64"
     release="$("$python" -c 'import onnxruntime; print(onnxruntime.__version__)')"
-    attempt aarch64/qemu fetch_qemu
+    attempt aarch64/qemu fetch_qemu aarch64
     attempt aarch64/root fetch_root
     [[ -d "$cache/aarch64/root" ]] && attempt "aarch64/site-$release" fetch_site
+fi
+if [[ "$(uname -m)" == x86_64 ]]; then # older processors of the same kind
+    mkdir -p "$cache/x86_64"
+    attempt x86_64/qemu fetch_qemu x86_64
 fi
 exit "$failed"

@@ -11,7 +11,6 @@ import argparse
 import os
 from collections.abc import Sequence
 
-import onnx
 import onnxruntime
 import torch
 from cases import Case, Tally, make_cases
@@ -23,6 +22,7 @@ from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime_backend import OPTIMIZATIONS, OnnxRuntimeBackend
 from percoedge.export.exact import IntegerMim
 from percoedge.export.exact_graph import integers_of_graph
+from percoedge.export.onnx_files import whole_model
 
 
 def missing_provider() -> str | None:
@@ -46,6 +46,7 @@ def try_provider(bundle: Bundle, cases: Sequence[Case], tf32: bool) -> Tally:
         cases,
         OPTIMIZATIONS,
         [1],
+        ["fp16"],
         name="onnxruntime-cuda",
         provider_options=options,
     )
@@ -65,8 +66,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", default=os.environ.get("PERCOEDGE_BUNDLE", "tiny"))
     bundle = Bundle.open(parser.parse_args().bundle)
-    graph = onnx.load_from_string(bundle.read("entropy", "fp32").model).graph
-    model = integers_of_graph(graph)
+    model = integers_of_graph(whole_model(bundle.read("entropy", "fp32")).graph)
     cases = answered(model, make_cases(bundle.codec.codebook_size))
     tallies = []
     if reason := missing_provider():

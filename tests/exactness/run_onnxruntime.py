@@ -7,6 +7,7 @@ line of JSON. It needs what the decoder needs: numpy, onnxruntime, msgspec, pill
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import time
@@ -21,6 +22,9 @@ from numpy.typing import NDArray
 from percoedge import Codec
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime_backend import OPTIMIZATIONS, OnnxRuntimeBackend
+
+VARIANTS = ("fp32", "int8")
+"""The graphs of a bundle that CPUs run."""
 
 FAST_MATH = {"mlas.enable_gemm_fastmath_arm64_bfloat16": "1"}
 """Lets AArch64 kernels multiply float32 matrices in bfloat16: 8 bits, which small integers fit."""
@@ -42,15 +46,16 @@ def opened(
     bundle: Bundle,
     level: str,
     threads: int,
+    variant: str,
     *,
     name: str = "onnxruntime-cpu",
     settings: Mapping[str, str] | None = None,
     provider_options: Mapping[str, str] | None = None,
 ) -> Run:
-    """The entropy graph of a bundle, as a function."""
+    """An entropy graph of a bundle, as a function."""
     backend = ConfiguredBackend(name, threads, level, provider_options or {})
     object.__setattr__(backend, "settings", settings or {})
-    engine = backend.load(bundle.read("entropy", backend.variant))
+    engine = backend.load(bundle.read("entropy", variant))
 
     def run(tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[Any]:
         return np.asarray(engine.run({"tokens": tokens, "positions": positions})["weights"])
@@ -64,6 +69,7 @@ def run_all(
     cases: Iterable[Case],
     levels: Iterable[str],
     threads: Iterable[int],
+    variants: Iterable[str] = VARIANTS,
     *,
     one_batch: bool = False,
     **how: Any,
@@ -74,14 +80,13 @@ def run_all(
     """
     began = time.perf_counter()
     listed = list(cases)
-    for level in levels:
-        for count in threads:
-            run = opened(bundle, level, count, **how)
-            tally.configurations += 1
-            for case in listed:
-                slots = len(case.tokens)
-                compositions = [list(range(slots))] if one_batch else batches(slots)
-                compare(run, case, compositions, f"level {level}, {count} threads", tally)
+    for level, count, variant in itertools.product(levels, threads, variants):
+        run = opened(bundle, level, count, variant, **how)
+        tally.configurations += 1
+        for case in listed:
+            slots = len(case.tokens)
+            compositions = [list(range(slots))] if one_batch else batches(slots)
+            compare(run, case, compositions, f"{variant}, level {level}, {count} threads", tally)
     tally.seconds += time.perf_counter() - began
 
 
@@ -111,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-cells", type=int, default=1 << 30, help="leave out larger grids")
     parser.add_argument("--levels", nargs="+", default=list(OPTIMIZATIONS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--fast-math", action="store_true", help="bfloat16 kernels, where any")
     parser.add_argument("--one-batch", action="store_true", help="one batch a case")
     parser.add_argument("--streams", action="store_true", help="decode streams.json's files too")
@@ -124,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cases,
         chosen.levels,
         chosen.threads,
+        chosen.variants,
         one_batch=chosen.one_batch,
         settings=FAST_MATH if chosen.fast_math else None,
     )

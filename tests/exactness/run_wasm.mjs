@@ -6,14 +6,14 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 
 const [modules, model, folder] = process.argv.slice(2);
 const ort = createRequire(join(modules, "x.js"))("onnxruntime-web");
 const THREADS = 2;
 const began = performance.now();
 const tally = {
-  target: `WebAssembly, onnxruntime-web ${ort.env.versions.web}, Node ${process.versions.node}`,
+  target: `WebAssembly, onnxruntime-web ${ort.env.versions.web}, Node ${process.versions.node}: ${basename(model)}`,
   configurations: 0, runs: 0, grids: 0, integers: 0, streams: 0, seconds: 0, wrong: [],
 };
 

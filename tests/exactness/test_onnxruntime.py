@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from cases import Case, Report, Tally, compare
-from run_onnxruntime import opened, run_all
+from run_onnxruntime import VARIANTS, opened, run_all
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime_backend import OPTIMIZATIONS
@@ -19,11 +20,12 @@ REPEATS = 1000
 _HERE = f"{platform.machine()}, onnxruntime {onnxruntime.__version__}"
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_level_thread_count_and_batch(
-    bundle: Bundle, cases: list[Case], report: Report
+    variant: str, bundle: Bundle, cases: list[Case], report: Report
 ) -> None:
-    tally = Tally(f"{_HERE}: levels x threads x batches")
-    run_all(tally, bundle, cases, OPTIMIZATIONS, THREADS)
+    tally = Tally(f"{_HERE}: {variant}, levels x threads x batches")
+    run_all(tally, bundle, cases, OPTIMIZATIONS, THREADS, [variant])
     assert tally.configurations == len(OPTIMIZATIONS) * len(THREADS)
     report(tally)
 
@@ -33,7 +35,7 @@ def test_a_thousand_repeats_in_random_company(
     bundle: Bundle, cases: list[Case], report: Report
 ) -> None:
     tally = Tally(f"{_HERE}: {REPEATS} repeats, random batches")
-    settings = [(level, threads) for level in OPTIMIZATIONS for threads in THREADS]
+    settings = list(itertools.product(OPTIMIZATIONS, THREADS, VARIANTS))
     runs = [(setting, opened(bundle, *setting)) for setting in settings]
     small = [case for case in cases if case.cells <= 256]
     draws = np.random.Philox(key=2024).random_raw(11 * REPEATS).reshape(REPEATS, 11)

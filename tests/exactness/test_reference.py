@@ -11,15 +11,20 @@ from numpy.typing import NDArray
 
 from percoedge.engines.bundle import Bundle
 from percoedge.export.exact import IntegerMim, prove, reference_weights
-from percoedge.export.exact_graph import entropy_graph
+from percoedge.export.exact_graph import entropy_graphs
+from percoedge.export.onnx_files import OPSET, WeightFile
 
 
-def test_the_integers_read_from_the_graph_make_the_very_same_graph(
-    bundle: Bundle, model: IntegerMim
+def test_the_integers_read_from_the_graph_make_the_very_same_graphs(
+    bundle: Bundle, model: IntegerMim, tmp_path: Path
 ) -> None:
-    graph = onnx.load_from_string(bundle.read("entropy", "fp32").model)
-    again = entropy_graph(model, graph.opset_import[0].version)
-    assert again.graph == graph.graph
+    file = tmp_path / "entropy.weights"
+    with WeightFile(file) as weights:
+        graphs = entropy_graphs(model, OPSET, weights)
+    for again, variant in ((graphs.floats, "fp32"), (graphs.bytes, "int8")):
+        source = bundle.read("entropy", variant)
+        assert again == onnx.load_from_string(source.model)
+        assert source.data == {file.name: file.read_bytes()}
 
 
 def test_no_partial_sum_of_the_bundle_reaches_two_to_the_24(model: IntegerMim) -> None:

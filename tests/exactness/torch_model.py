@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from percoedge.export.exact import IntegerLayer, IntegerMim
-from percoedge.export.mim import ACTIVATION_MAX, SQUARE_SHIFT, STREAM_MAX, norm_index
+from percoedge.export.mim import (
+    ACTIVATION_MAX,
+    ACTIVATION_MIN,
+    HIDDEN_MAX,
+    SQUARE_SHIFT,
+    STREAM_MAX,
+    norm_index,
+)
 
 
 def torch_run(model: IntegerMim, device: str) -> Run:
@@ -29,23 +36,23 @@ def torch_run(model: IntegerMim, device: str) -> Run:
 
     def layer(integers: IntegerLayer) -> tuple[Tensor, Tensor, Tensor]:
         shift = integers.shift.astype(np.float64)
-        return tensor(integers.weight), tensor(integers.offset), tensor(np.exp2(-shift))
+        return tensor(integers.weight), tensor(integers.bias), tensor(np.exp2(-shift))
 
     def clipped(x: Tensor) -> Tensor:
-        return x.clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
+        return x.clamp(ACTIVATION_MIN, ACTIVATION_MAX)
 
     def norm(x: Tensor) -> Tensor:
-        squares = torch.floor(x * 2.0**-SQUARE_SHIFT).square().sum(-1, keepdim=True)
-        return clipped(torch.floor(x * norm_table[norm_index(squares)] + 0.5))
+        squares = torch.round(x * 2.0**-SQUARE_SHIFT).square().sum(-1, keepdim=True)
+        return clipped(torch.round(x * norm_table[norm_index(squares)]))
 
-    def linear(x: Tensor, weight: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
-        return torch.floor((x @ weight + offset) * scale)
+    def linear(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+        return torch.round((x @ weight + bias) * scale)
 
-    def depthwise(x: Tensor, weight: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+    def depthwise(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
         pad = weight.shape[-1] // 2
         planes = x.permute(0, 3, 1, 2)
-        y = F.conv2d(planes, weight[:, None], offset, padding=pad, groups=len(weight))
-        return torch.floor(y.permute(0, 2, 3, 1) * scale)
+        y = F.conv2d(planes, weight[:, None], bias, padding=pad, groups=len(weight))
+        return torch.round(y.permute(0, 2, 3, 1) * scale)
 
     embedding, norm_table = tensor(model.embedding), tensor(model.norm_table)
     weight_table = torch.from_numpy(model.weight_table.astype(np.int32)).to(device)
@@ -57,7 +64,7 @@ def torch_run(model: IntegerMim, device: str) -> Run:
         x = embedding[torch.from_numpy(tokens).long().to(device)]
         for mix, up, down in blocks:
             mixed = clipped(depthwise(norm(x), *mix))
-            hidden = linear(mixed, *up).clamp(0, ACTIVATION_MAX)
+            hidden = linear(mixed, *up).clamp(0, HIDDEN_MAX)
             x = (x + linear(hidden, *down)).clamp(-STREAM_MAX, STREAM_MAX)
         chosen = x.flatten(1, 2)[:, torch.from_numpy(positions).long().to(device)]
         logits = linear(norm(chosen), *head).clamp(-STREAM_MAX, STREAM_MAX)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from cases import Case, Tally, batches, compare, make_cases
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Engine, TensorSpec, split_axis
 from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend, OrtBuffer
 from percoedge.export.exact_graph import integers_of_graph
+from percoedge.export.onnx_files import whole_model
 from percoedge.runtime.demo import shipped_photo
 from percoedge.runtime.images import read_image
 
@@ -23,8 +23,8 @@ SIZES = {"n": 2, "h": 12, "w": 20, "p": 60, "l": 77}
 
 @pytest.fixture(scope="module")
 def cases(bundle: Bundle) -> list[Case]:
-    graph = onnx.load_from_string(bundle.read("entropy", "fp32").model).graph
-    return answered(integers_of_graph(graph), make_cases(bundle.codec.codebook_size))
+    model = integers_of_graph(whole_model(bundle.read("entropy", "fp32")).graph)
+    return answered(model, make_cases(bundle.codec.codebook_size))
 
 
 def feed(bundle: Bundle, spec: TensorSpec) -> NDArray[Any]:
