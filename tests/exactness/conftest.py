@@ -1,4 +1,4 @@
-"""The bundle under trial, the cases with their answers, and the table of what was compared.
+"""The bundle under trial, and the cases with their answers.
 
 ``--bundle`` (when this folder is named on the command line) or PERCOEDGE_BUNDLE chooses a bundle;
 the default is the one that is shipped.
@@ -6,6 +6,7 @@ the default is the one that is shipped.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -26,7 +27,6 @@ from percoedge.export.exact_graph import integers_of_graph
 from percoedge.export.onnx_files import whole_model
 from percoedge.runtime.entropy import EntropyCodec
 
-_TALLIES = pytest.StashKey[list[Tally]]()
 _HERE = Path(__file__).parent
 
 
@@ -38,24 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker("exactness")
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    tallies = config.stash.get(_TALLIES, [])
-    if not tallies:
-        return
-    terminalreporter.section("exactness: integers compared with the reference")
-    terminalreporter.line(
-        f"{'settings':>8} {'runs':>6} {'grids':>6} {'integers':>11} {'files':>5} {'wrong':>5} "
-        f"{'s':>6}  target"
-    )
-    for tally in tallies:
-        terminalreporter.line(
-            f"{tally.configurations:>8} {tally.runs:>6} {tally.grids:>6} {tally.integers:>11} "
-            f"{tally.streams:>5} {len(tally.wrong):>5} {tally.seconds:>6.1f}  {tally.target}"
-        )
 
 
 @pytest.fixture(scope="session")
@@ -104,10 +86,10 @@ def cache() -> Path:
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Report:
-    """Adds a tally to the table at the end, and fails the test if anything in it is wrong."""
+    """Adds a tally to the table at the end (tests/conftest.py), and fails if anything is wrong."""
 
     def add(tally: Tally) -> None:
-        request.config.stash.setdefault(_TALLIES, []).append(tally)
+        request.node.user_properties.append(("tally", dataclasses.asdict(tally)))
         assert tally.runs + tally.streams > 0
         assert tally.wrong == []
 

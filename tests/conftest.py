@@ -1,0 +1,22 @@
+"""The table, behind all tests, of the integers that the trials in tests/exactness compared."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [
+        one for outcome in ("passed", "failed") for one in terminalreporter.getreports(outcome)
+    ]
+    tallies = [tally for one in reports for name, tally in one.user_properties if name == "tally"]
+    if not tallies:
+        return
+    terminalreporter.section("exactness: integers compared with the reference")
+    row = "{:>8} {:>6} {:>6} {:>11} {:>5} {:>5} {:>6}  {}"
+    heads = ("settings", "runs", "grids", "integers", "files", "wrong", "s", "target")
+    names = ("configurations", "runs", "grids", "integers", "streams", "wrong", "seconds", "target")
+    terminalreporter.line(row.format(*heads))
+    for tally in tallies:
+        shown = {**tally, "wrong": len(tally["wrong"]), "seconds": f"{tally['seconds']:.1f}"}
+        terminalreporter.line(row.format(*(shown[name] for name in names)))
