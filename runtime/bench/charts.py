@@ -204,7 +204,10 @@ def roofline(result: Mapping[str, Any]) -> str | None:
         parts.append(tag("circle", title, cx=x(high), cy=at, r=5, class_=colour))
         label = f"{graph['graph']} {share:.0%}"
         middle = (x(low) + x(high)) / 2
-        parts.append(text(middle, at - 7, label, class_="tick", text_anchor="middle"))
+        under = any(0 < at - y(other["ops_per_s"]) < 14 for other in graphs)  # another's label
+        parts.append(
+            text(middle, at + (17 if under else -7), label, class_="tick", text_anchor="middle")
+        )
     return plot(width, height, parts, "roofline: rate of each graph against its limits")
 
 
