@@ -45,7 +45,7 @@ def streams(case_folder: Path, bundle: Bundle, coder: EntropyCodec, cases: list[
             records.append({"file": name, "bare": False, "tokens_sha256": digest(tokens)})
     vectors = _GOLDEN / "vectors.json"
     golden = json.loads(vectors.read_text()) if vectors.exists() else {}
-    if golden.get("bundle") == bundle.manifest.fingerprint:
+    if golden and golden["fingerprint"] == bundle.manifest.fingerprint:
         for name, record in golden["files"].items():
             data = (_GOLDEN / f"{name}.pco").read_bytes()
             assert hashlib.sha256(data).hexdigest() == record["sha256"]
