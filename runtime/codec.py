@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
@@ -17,36 +17,23 @@ from percoedge.bitstream.container import Header, Stream, pack, unpack
 from percoedge.bitstream.schedules import pass_count
 from percoedge.engines.backends import select
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.contract import Backend, Buffer
+from percoedge.engines.contract import Backend
 from percoedge.errors import BundleMismatchError, StreamError, UsageError
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.entropy import DecodedTokens, EntropyCodec
-from percoedge.runtime.flow import decode_latent, noise, sample
 from percoedge.runtime.images import Source, read_image
+from percoedge.runtime.rendering import batch_parts, render
 from percoedge.runtime.settings import Settings
 from percoedge.runtime.stream_info import describe
 from percoedge.runtime.text import TextConditioner
 from percoedge.runtime.tiles import context_tiles
 
-__all__ = ["BATCH_PIXELS", "DEFAULT_MAX_PIXELS", "Codec", "ProgressiveImage", "batch_parts"]
+__all__ = ["DEFAULT_MAX_PIXELS", "Codec", "ProgressiveImage"]
 
 DEFAULT_MAX_PIXELS = 4096 * 4096
 """Largest image that is decoded unless a caller allows more: a 14-byte file may announce 2^28."""
 
-BATCH_PIXELS = 1024 * 1024
-"""Pixels of a batch that go through a graph together, one image at least.
-
-Four images of 512x512 fill a GPU; a CPU is no faster with more than one of them, only with many
-small ones. Beyond this, a larger batch takes longer and no more memory but for its results.
-"""
-
 Tokens = NDArray[np.int32]
-
-
-def batch_parts(count: int, pixels: int) -> list[slice]:
-    """Slices of ``count`` images of so many pixels that go through a graph together."""
-    together = max(1, BATCH_PIXELS // pixels)
-    return [slice(first, first + together) for first in range(0, count, together)]
 
 
 @dataclass(frozen=True)
@@ -260,9 +247,11 @@ class Codec:
         self._engines.restart_clock()
         stream = self._unpack(data, bare=bare, cut=cut, max_pixels=max_pixels)
         grids = self._grids(stream, settings, cut)
+        parts = self._parts([stream])
         conditions = self._text.condition([[stream.header.caption]])
         for grid in list(grids) if self._engines.low_memory else grids:
-            image = self._render([stream], grid.tokens[None], settings, conditions)[0]
+            tokens = grid.tokens[None]
+            image = render(self._engines, [stream], tokens, settings, parts, conditions)[0]
             yield ProgressiveImage(image, grid.known, grid.tokens.size)
 
     def info(self, data: bytes, *, bare: bool = False, cut: bool = False) -> dict[str, Any]:
@@ -311,8 +300,9 @@ class Codec:
         """
         tokens = self._tokens_of(streams, settings, cut)
         captions = [stream.header.caption for stream in streams]
-        conditions = self._text.condition([captions[part] for part in self._parts(streams)])
-        return self._render(streams, tokens, settings, conditions)
+        parts = self._parts(streams)
+        conditions = self._text.condition([captions[part] for part in parts])
+        return render(self._engines, streams, tokens, settings, parts, conditions)
 
     def _parts(self, streams: list[Stream]) -> list[slice]:
         """``batch_parts`` of streams that agree in size."""
@@ -359,48 +349,6 @@ class Codec:
                 cut=cut and not stream.checksum_ok,
                 seed=settings.seed_for(stream),
             )
-
-    def _render(
-        self,
-        streams: list[Stream],
-        tokens: NDArray[np.int32],
-        settings: Settings,
-        conditions: Sequence[Mapping[str, Buffer]],
-    ) -> list[Image.Image]:
-        """Tokens (n,h,w) -> images of streams that agree in size and settings.
-
-        ``conditions``: what captions become, for each part of the batch.
-        """
-        constants = self.bundle.codec
-        steps = settings.steps_for(streams[0])
-        guidance = settings.guidance_for(streams[0])
-        cells = constants.stride // constants.latent_stride
-        height, width = (side * cells for side in tokens.shape[1:])
-        parts = self._parts(streams)
-        latents: list[Buffer] = []
-        kind = "flow" if guidance is None else "flow_guided"
-        with self._engines.use(kind) as engine:
-            for part, condition in zip(parts, conditions, strict=True):
-                with self._engines.timed("noise"):
-                    seeds = [settings.seed_for(stream) for stream in streams[part]]
-                    start = np.stack(
-                        [noise(seed, constants.latent_channels, height, width) for seed in seeds]
-                    )
-                with self._engines.timed("flow"):
-                    latents.append(
-                        sample(engine, tokens[part], start, steps, guidance, constants, condition)
-                    )
-        images: list[Image.Image] = []
-        with self._engines.use("decoder") as engine:
-            for part, latent in zip(parts, latents, strict=True):
-                with self._engines.timed("decoder"):
-                    pixels = decode_latent(engine, latent, constants)
-                with self._engines.timed("image"):
-                    images += [
-                        Image.fromarray(picture[: stream.header.height, : stream.header.width])
-                        for picture, stream in zip(pixels, streams[part], strict=True)
-                    ]
-        return images
 
     def load_engines(self, kinds: Sequence[str]) -> None:
         """Load engines ahead of their first use, so that it is not slower than the next ones."""

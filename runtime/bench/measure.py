@@ -30,9 +30,10 @@ from percoedge.runtime.bench.meters import DeviceMemory, find_meter, peak_host_b
 from percoedge.runtime.bench.onnx_graph import read_graph
 from percoedge.runtime.bench.probe import Call, Layout, Probe, stages_of
 from percoedge.runtime.bench.shape_rules import Tensor
-from percoedge.runtime.codec import Codec, batch_parts
+from percoedge.runtime.codec import Codec
 from percoedge.runtime.demo import shipped_photo
 from percoedge.runtime.images import write_image
+from percoedge.runtime.rendering import batch_parts
 
 __all__ = ["encode_photo", "measure", "measure_on"]
 

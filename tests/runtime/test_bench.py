@@ -95,7 +95,7 @@ class TestMeasuring:
     def test_a_batch_in_parts_has_the_stages_of_one(
         self, fake_bundle: Bundle, fakes: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("percoedge.runtime.codec.BATCH_PIXELS", 1)
+        monkeypatch.setattr("percoedge.runtime.rendering.BATCH_PIXELS", 1)
         whole, parts = (
             measured(fake_bundle, fakes, Case("fake", "auto", 30, 20, batch, 3, None))
             for batch in (1, 3)
