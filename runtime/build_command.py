@@ -30,6 +30,7 @@ from percoedge.engines.profiles import Profile, profile_for
 from percoedge.engines.tensorrt_library import Library, find_library, supported_targets
 from percoedge.errors import BackendError, OutputError, UsageError
 from percoedge.runtime.console import Console, size_text
+from percoedge.runtime.settings import chosen_graphs
 
 __all__ = ["build"]
 
@@ -94,15 +95,8 @@ def _profiles(
     bundle: Bundle, chosen: Sequence[str] | None, request: BuildRequest
 ) -> dict[str, Profile]:
     """The profile of every graph to build, in the order asked for."""
-    kinds = tuple(dict.fromkeys(chosen or bundle.kinds))
-    strangers = [kind for kind in kinds if kind not in bundle.kinds]
-    if strangers:
-        raise UsageError(
-            f"expected graphs of {', '.join(bundle.kinds)}, got {', '.join(strangers)}; "
-            "name some of these with --graph, or leave it out for all of them"
-        )
     profiles = {}
-    for kind in kinds:
+    for kind in chosen_graphs(bundle, chosen):
         graph = bundle.manifest.graphs[kind]
         specs = (*graph.input_specs, *graph.output_specs)
         profiles[kind] = profile_for(kind, specs, bundle.codec, request.sizes, request.batches)

@@ -21,9 +21,10 @@ from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, TensorSpec, split_axis
 from percoedge.engines.manifest import CodecConstants
 from percoedge.engines.profiles import profile_for
-from percoedge.errors import BackendError, UsageError
+from percoedge.errors import BackendError
 from percoedge.runtime.console import Console
 from percoedge.runtime.metrics import psnr_db
+from percoedge.runtime.settings import chosen_graphs
 
 __all__ = ["GraphDifference", "compare", "compare_graph", "example_feeds"]
 
@@ -68,7 +69,7 @@ class GraphDifference:
 def compare(options: Namespace, console: Console) -> int:
     """Compare two backends graph by graph; raises BackendError when a bound is passed."""
     bundle = Bundle.open(options.bundle)
-    kinds = _kinds(bundle, options.graph)
+    kinds = chosen_graphs(bundle, options.graph)
     a, b = (select(name, bundle=bundle) for name in (options.a, options.b))
     rows = []
     with console.progress() as line:
@@ -194,17 +195,6 @@ def _relative_l2(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 def _largest(values: list[float]) -> float | None:
     return float(np.max(values)) if values else None  # unlike max, which passes over NaN
-
-
-def _kinds(bundle: Bundle, chosen: Sequence[str] | None) -> tuple[str, ...]:
-    kinds = tuple(dict.fromkeys(chosen or bundle.kinds))
-    strangers = [kind for kind in kinds if kind not in bundle.kinds]
-    if strangers:
-        raise UsageError(
-            f"expected graphs of {', '.join(bundle.kinds)}, got {', '.join(strangers)}; "
-            "name some of these with --graph, or leave it out for all of them"
-        )
-    return kinds
 
 
 def _json(row: GraphDifference) -> dict[str, Any]:

@@ -1,14 +1,18 @@
-"""Steps, guidance and seed of a decode: the caller's, else the stream's, else the bundle's."""
+"""What a caller chooses, checked against a bundle.
+
+Steps, guidance and seed of a decode are the caller's, else the stream's, else the bundle's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from percoedge.bitstream.container import Stream
 from percoedge.engines.bundle import Bundle
 from percoedge.errors import UsageError
 
-__all__ = ["MAX_GUIDANCE", "MAX_STEPS", "Settings"]
+__all__ = ["MAX_GUIDANCE", "MAX_STEPS", "Settings", "chosen_graphs"]
 
 MAX_STEPS = 255
 MAX_GUIDANCE = 16.0
@@ -69,3 +73,15 @@ def _expect(
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
         wanted = "an integer of" if kind is int else "a number of"
         raise UsageError(f"expected {name} to be {wanted} {low} to {high}, got {value!r}")
+
+
+def chosen_graphs(bundle: Bundle, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of graphs, each once; all of the bundle where none are given. Raises UsageError."""
+    kinds = tuple(dict.fromkeys(names or bundle.kinds))
+    strangers = [kind for kind in kinds if kind not in bundle.kinds]
+    if strangers:
+        raise UsageError(
+            f"expected graphs of {', '.join(bundle.kinds)}, got {', '.join(strangers)}; "
+            "name some of these with --graph, or leave it out for all of them"
+        )
+    return kinds
