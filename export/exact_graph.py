@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from percoedge.engines.bundle import Bundle
 from percoedge.export.exact import ExactnessError, IntArray, IntegerLayer, IntegerMim, prove
 from percoedge.export.int8_graph import MICROSOFT
 from percoedge.export.mim import (
@@ -26,7 +27,7 @@ from percoedge.export.mim import (
     SQUARE_SHIFT,
     STREAM_MAX,
 )
-from percoedge.export.onnx_files import WeightFile
+from percoedge.export.onnx_files import WeightFile, whole_model
 
 
 class _GraphBuilder:
@@ -102,15 +103,18 @@ class _GraphBuilder:
         """Stream to activations."""
         return self.rounded(self.normalised(x, table), ACTIVATION_MIN, ACTIVATION_MAX)
 
+    def kernels(self, taps: str) -> str:
+        """(k,k,C) -> (C,1,k,k), as convolutions want them."""
+        return self.add("Transpose", self.add("Unsqueeze", taps, self.axes(3)), perm=[2, 3, 0, 1])
+
     def mix(self, x: str, layer: IntegerLayer, grid: str) -> str:
         """The depthwise layer on activations, which are (n,h,w,C) in the shape ``grid``."""
         kernel, width = layer.weight.shape[-1], len(layer.weight)
         planes = self.add("Transpose", self.add("Reshape", x, grid), perm=[0, 3, 1, 2])
         taps = self.scaled(layer.weight.transpose(1, 2, 0), layer.shift)  # k, k, C
-        weight = self.add("Transpose", self.add("Unsqueeze", taps, self.axes(3)), perm=[2, 3, 0, 1])
         sums = self.add(
             "Conv",
-            *(planes, weight, self.scaled(layer.bias, layer.shift)),
+            *(planes, self.kernels(taps), self.scaled(layer.bias, layer.shift)),
             kernel_shape=[kernel, kernel],
             pads=[kernel // 2] * 4,
             group=width,
@@ -148,8 +152,7 @@ class _ByteGraphBuilder(_GraphBuilder):
 
     def mix(self, x: str, layer: IntegerLayer, grid: str) -> str:
         kernel, width = layer.weight.shape[-1], len(layer.weight)
-        taps = self.carried(layer.weight.transpose(1, 2, 0), TensorProto.INT8)  # k, k, C
-        weight = self.add("Transpose", self.add("Unsqueeze", taps, self.axes(3)), perm=[2, 3, 0, 1])
+        weight = self.kernels(self.carried(layer.weight.transpose(1, 2, 0), TensorProto.INT8))
         mixed = self.add(
             "QLinearConv",
             *(self.add("Reshape", x, grid), *self._units(self._SIGNED)),
@@ -253,8 +256,9 @@ def _graph(graph: _GraphBuilder, model: IntegerMim, opset: int) -> onnx.ModelPro
     )
 
 
-def integers_of_graph(graph: onnx.GraphProto) -> IntegerMim:
-    """Read the model off the graph of floats, with its constants inside."""
+def integers_of(bundle: Bundle) -> IntegerMim:
+    """Read the model off a bundle's graph of floats."""
+    graph = whole_model(bundle.read("entropy", "fp32")).graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     maker = {name: node for node in graph.node for name in node.output}
 

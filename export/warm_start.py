@@ -18,7 +18,7 @@ from percoedge.engines.bundle import Bundle
 from percoedge.errors import BundleError
 from percoedge.export.config import Config
 from percoedge.export.exact import IntegerLayer, IntegerMim
-from percoedge.export.exact_graph import integers_of_graph
+from percoedge.export.exact_graph import integers_of
 from percoedge.export.family import Family
 from percoedge.export.mim import (
     EXPONENTS,
@@ -56,8 +56,7 @@ def family_from_bundle(bundle: Bundle, config: Config) -> Family:
                 "give the configuration that the bundle was exported with"
             )
         state[name].copy_(torch.from_numpy(found[name]))
-    entropy = whole_model(bundle.read("entropy", "fp32"))
-    _restore(family.mim, integers_of_graph(entropy.graph))
+    _restore(family.mim, integers_of(bundle))
     return family.eval()
 
 

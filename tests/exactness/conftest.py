@@ -23,7 +23,7 @@ from run_onnxruntime import VARIANTS
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
 from percoedge.export.exact import IntegerMim
-from percoedge.export.exact_graph import integers_of_graph
+from percoedge.export.exact_graph import integers_of
 from percoedge.export.onnx_files import whole_model
 from percoedge.runtime.entropy import EntropyCodec
 
@@ -49,7 +49,7 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 
 @pytest.fixture(scope="session")
 def model(bundle: Bundle) -> IntegerMim:
-    return integers_of_graph(whole_model(bundle.read("entropy", "fp32")).graph)
+    return integers_of(bundle)
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,7 @@ from torch_model import run_precisions
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime_backend import OPTIMIZATIONS, OnnxRuntimeBackend
 from percoedge.export.exact import IntegerMim
-from percoedge.export.exact_graph import integers_of_graph
-from percoedge.export.onnx_files import whole_model
+from percoedge.export.exact_graph import integers_of
 
 
 def missing_provider() -> str | None:
@@ -66,7 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", default=os.environ.get("PERCOEDGE_BUNDLE", "tiny"))
     bundle = Bundle.open(parser.parse_args().bundle)
-    model = integers_of_graph(whole_model(bundle.read("entropy", "fp32")).graph)
+    model = integers_of(bundle)
     cases = answered(model, make_cases(bundle.codec.codebook_size))
     tallies = []
     if reason := missing_provider():

@@ -13,8 +13,7 @@ from reference import answered
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Engine, TensorSpec, split_axis
 from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend, OrtBuffer
-from percoedge.export.exact_graph import integers_of_graph
-from percoedge.export.onnx_files import whole_model
+from percoedge.export.exact_graph import integers_of
 from percoedge.runtime.demo import shipped_photo
 from percoedge.runtime.images import read_image
 
@@ -23,7 +22,7 @@ SIZES = {"n": 2, "h": 12, "w": 20, "p": 60, "l": 77}
 
 @pytest.fixture(scope="module")
 def cases(bundle: Bundle) -> list[Case]:
-    model = integers_of_graph(whole_model(bundle.read("entropy", "fp32")).graph)
+    model = integers_of(bundle)
     return answered(model, make_cases(bundle.codec.codebook_size))
 
 
