@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,10 @@ from numpy.typing import NDArray
 
 from percoedge.errors import BackendError
 
-__all__ = ["Captured", "DeviceMemory", "Gpu", "HostMemory", "Mark"]
+__all__ = ["ENQUEUE", "Captured", "DeviceMemory", "Gpu", "HostMemory", "Mark"]
+
+ENQUEUE = "enqueue"
+"""In traces: how long the host was busy queueing, on its own clock."""
 
 _MIB = 1 << 20
 _MIN_PINNED_BYTES = 4096
@@ -39,6 +43,7 @@ class Gpu:
     def __init__(self) -> None:
         self._core, self._bindings = _import_cuda()
         self._lost: str | None = None
+        self._spans: list[_Span] | None = None
         self._entered = threading.local()
         self._pinned: dict[int, list[Any]] = {}  # size -> host buffers that nobody uses
         try:
@@ -121,6 +126,45 @@ class Gpu:
     def mark(self) -> Mark:
         """A mark to put behind queued work and to wait for."""
         return Mark(self, self._device.create_event(), self._stream)
+
+    @contextlib.contextmanager
+    def trace(self) -> Iterator[dict[str, float]]:
+        """Milliseconds by name of all work that is ``timed`` inside; they are there at the end.
+
+        Times are the GPU's own, from event to event; under ENQUEUE stands what queueing took.
+        Raises BackendError when some of the work failed.
+        """
+        times_ms: dict[str, float] = {}
+        spans: list[_Span] = []
+        self._spans = spans
+        try:
+            yield times_ms
+        finally:
+            self._spans = None
+        self.wait()
+        for span in spans:
+            try:
+                elapsed_ms = float(span.ended - span.began)
+            except Exception as error:
+                raise self.failure("reading times of events", error) from error
+            times_ms[span.name] = times_ms.get(span.name, 0.0) + elapsed_ms
+            times_ms[ENQUEUE] = times_ms.get(ENQUEUE, 0.0) + span.host_ms
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Time the work that is queued inside, while a ``trace`` is kept; else do nothing."""
+        spans = self._spans
+        if spans is None:
+            yield
+            return
+        options = self._core.EventOptions(timing_enabled=True)
+        began, ended = (self._device.create_event(options) for _ in range(2))
+        Mark(self, began, self._stream).put()
+        before = time.perf_counter()
+        yield
+        host_ms = (time.perf_counter() - before) * 1000
+        Mark(self, ended, self._stream).put()
+        spans.append(_Span(name, began, ended, host_ms))
 
     def capture(self, enqueue: Callable[[int], bool]) -> Captured | None:
         """Record what ``enqueue`` queues on the stream it is given, to be launched as one.
@@ -242,6 +286,16 @@ class Captured:
     def free(self) -> None:
         with contextlib.suppress(Exception):
             self._graph.close()
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Work between two events, and what queueing it took the host."""
+
+    name: str
+    began: Any
+    ended: Any
+    host_ms: float
 
 
 class _Lease:

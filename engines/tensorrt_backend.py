@@ -5,6 +5,7 @@ Nothing is built here: a graph without a plan is refused with the command that b
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from percoedge.engines.contract import Graph
@@ -79,6 +80,10 @@ class TensorRtBackend:
         engine = self._deserialize(workplace, record, refusal)
         specs = (graph.inputs, graph.outputs)
         return TensorRtEngine(workplace, engine, self.cache, record, specs)
+
+    def trace(self) -> AbstractContextManager[dict[str, float]]:
+        """What the GPU's time goes to in this backend's calls; see ``Gpu.trace``."""
+        return self._open().gpu.trace()
 
     def _deserialize(
         self, workplace: Workplace, record: PlanRecord, refusal: BackendError | None

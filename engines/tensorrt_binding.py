@@ -23,6 +23,9 @@ from percoedge.engines.tensorrt_library import Library, log_to
 __all__ = ["Binding", "TensorRtBuffer", "Workplace"]
 
 _ALIGNMENT = 256
+# Names in traces of the GPU.
+_TO_DEVICE, _TO_HOST = "host to device", "device to host"
+_ON_DEVICE, _COMPUTE = "device to device", "compute"
 
 
 class Workplace:
@@ -98,7 +101,8 @@ class TensorRtBuffer:
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         self.gpu.enter()
         host = self.gpu.pinned(self._slot.size_bytes)
-        self.gpu.copy(host.address, self.address, self._slot.size_bytes)
+        with self.gpu.timed(_TO_HOST):
+            self.gpu.copy(host.address, self.address, self._slot.size_bytes)
         fetched = self.gpu.mark()
         fetched.put()
         fetched.wait()
@@ -156,25 +160,31 @@ class Binding:
 
     def upload(self, feeds: Mapping[str, Buffer]) -> None:
         """Queue copies of the feeds to where the graph reads them."""
-        first, last = None, 0
-        from_device = []
+        from_host, from_device = [], []
         for slot in self._sources:
             feed = feeds[slot.name]
             if isinstance(feed, TensorRtBuffer) and feed.gpu is self._gpu:
                 from_device.append((slot, feed))
-                continue
-            if first is None:
-                first = slot.offset
-                self._uploaded.wait()  # the last upload may still be reading there
+            else:
+                from_host.append((slot, feed))
+        if from_host:
+            self._uploaded.wait()  # the last upload may still be reading there
+            with self._gpu.timed(_TO_DEVICE):
+                self._upload(from_host)
+        if from_device:
+            with self._gpu.timed(_ON_DEVICE):
+                for slot, feed in from_device:
+                    target = self._input.address + slot.offset
+                    self._gpu.copy(target, feed.address, slot.size_bytes)
+
+    def _upload(self, feeds: Sequence[tuple[_Slot, Buffer]]) -> None:
+        """Queue one copy for all feeds; what lies between them is overwritten afterwards."""
+        for slot, feed in feeds:
             np.copyto(self._staged[slot.name], np.asarray(feed))
-            last = slot.offset + slot.size_bytes
-        if first is not None:
-            # One copy for all of them; what lies between is overwritten below.
-            source, target = self._staging.address + first, self._input.address + first
-            self._gpu.copy(target, source, last - first)
-            self._uploaded.put()
-        for slot, feed in from_device:
-            self._gpu.copy(self._input.address + slot.offset, feed.address, slot.size_bytes)
+        first, last = feeds[0][0].offset, feeds[-1][0].offset + feeds[-1][0].size_bytes
+        source, target = self._staging.address + first, self._input.address + first
+        self._gpu.copy(target, source, last - first)
+        self._uploaded.put()
 
     def execute(self) -> None:
         """Queue the graph: as it is at first, and as a captured CUDA graph from then on."""
@@ -186,23 +196,26 @@ class Binding:
         if self._graph is None and self._captures and self._runs:
             self._graph = self._gpu.capture(self._enqueue)
             self._captures = self._graph is not None
-        if self._graph is not None:
-            self._graph.launch()
-        else:
-            with log_to(self._workplace.library, self._note):
-                self._require(self._enqueue(self._gpu.stream), "a run")
+        with self._gpu.timed(_COMPUTE):
+            if self._graph is not None:
+                self._graph.launch()
+            else:
+                with log_to(self._workplace.library, self._note):
+                    self._require(self._enqueue(self._gpu.stream), "a run")
         self._runs += 1
 
     def left_on_device(self) -> dict[str, Buffer]:
         """Copies of the outputs on the GPU."""
         memory = self._gpu.allocate(self._result_bytes)
-        self._gpu.copy(memory.address, self._output.address, self._result_bytes)
+        with self._gpu.timed(_ON_DEVICE):
+            self._gpu.copy(memory.address, self._output.address, self._result_bytes)
         return {slot.name: TensorRtBuffer(self._gpu, memory, slot) for slot in self._results}
 
     def fetch(self) -> tuple[dict[str, Buffer], Mark]:
         """Copies of the outputs on the host, which hold them once the mark is reached."""
         host = self._gpu.pinned(self._result_bytes)
-        self._gpu.copy(host.address, self._output.address, self._result_bytes)
+        with self._gpu.timed(_TO_HOST):
+            self._gpu.copy(host.address, self._output.address, self._result_bytes)
         fetched = self._gpu.mark()
         fetched.put()
         return {slot.name: slot.array(host.array) for slot in self._results}, fetched

@@ -12,9 +12,11 @@ from percoedge.errors import EngineError, PercoedgeError, UsageError
 from percoedge.runtime.bench.case import Case, Limits, cases_from_options
 from percoedge.runtime.bench.machine import describe
 from percoedge.runtime.bench.tables import (
+    DEVICE_TIMES,
     MISSING,
     Outcome,
     csv_text,
+    device_table,
     markdown_lines,
     stage_table,
     summary_table,
@@ -88,6 +90,8 @@ def _lines(form: str, outcomes: Sequence[Outcome], machine: dict[str, Any]) -> l
     lines = [*_described(machine), *gap, *write(summary_table(outcomes)), *gap]
     lines += ["Milliseconds by stage; latency is all of them but write png:", *gap]
     lines += write(stage_table(outcomes))
+    if (on_gpu := device_table(outcomes)) is not None:
+        lines += [*gap, f"{DEVICE_TIMES}:", *gap, *write(on_gpu)]
     for number, outcome in enumerate(outcomes, 1):
         if outcome.error:
             lines += [*gap, f"case {number} failed: {outcome.error}"]

@@ -13,7 +13,7 @@ import io
 import operator
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from percoedge.bitstream.container import MAX_SIDE, unpack
 from percoedge.engines.backends import select
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
+from percoedge.engines.cuda import ENQUEUE
+from percoedge.engines.tensorrt_backend import TensorRtBackend
 from percoedge.runtime.bench.case import Case, Limits
 from percoedge.runtime.bench.ceiling import Ceiling, measure_ceiling
 from percoedge.runtime.bench.graph_cost import GraphCost, cost_of
@@ -38,6 +40,7 @@ from percoedge.runtime.rendering import batch_parts
 __all__ = ["encode_photo", "measure", "measure_on"]
 
 _WRITE = "write png"
+_TRACED_DECODES = 10
 _FLOW = ("flow step", "flow, queueing", "flow, waiting")
 
 
@@ -88,6 +91,7 @@ def measure_on(
             rows.append(stages)
         joules = None if meter is None else meter.stop()
         peak = peak_host_bytes()
+        device_ms = _device_times(backend, lambda: _once(codec, probe, case, stream, layout)[0])
     images = case.batch * len(latencies)
     medians = _medians(rows)
     graphs = _graphs(bundle, probe, medians, calls)
@@ -103,6 +107,7 @@ def measure_on(
         "latency_ms": _summary(latencies),
         "images_per_s": round(images / (sum(latencies) / 1000), 4),
         "stages_ms": medians,
+        "device_ms": device_ms,
         "outside_engines": _outside(probe, medians, statistics.median(latencies)),
         "peak_host_bytes": peak,
         "peak_device_bytes": memory.peak_bytes,
@@ -135,6 +140,23 @@ def _once(
         write_image(np.asarray(image), io.BytesIO(), "PNG")
     stages[_WRITE] = (time.perf_counter() - began) * 1000
     return latency_ms, stages, calls
+
+
+def _device_times(backend: Backend, decode: Callable[[], float]) -> dict[str, float] | None:
+    """What a decode is to the GPU, medians: copies, compute, idle; and to the host: queueing.
+
+    Of further decodes, since events slow short ones down. None where the backend has no events:
+    on a CPU, and in ONNX Runtime.
+    """
+    if not isinstance(backend, TensorRtBackend):
+        return None
+    rows = []
+    for _ in range(_TRACED_DECODES):
+        with backend.trace() as times_ms:
+            latency_ms = decode()
+        busy_ms = sum(time_ms for name, time_ms in times_ms.items() if name != ENQUEUE)
+        rows.append({**times_ms, "idle": latency_ms - busy_ms})
+    return _medians(rows)
 
 
 def _layout(bundle: Bundle, probe: Probe, case: Case, stream: bytes) -> Layout:

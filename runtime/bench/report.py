@@ -12,7 +12,15 @@ from typing import Any
 from percoedge.runtime.bench import charts
 from percoedge.runtime.bench.case import Limits
 from percoedge.runtime.bench.svg import short, tag
-from percoedge.runtime.bench.tables import MISSING, Outcome, Table, labels, summary_table
+from percoedge.runtime.bench.tables import (
+    DEVICE_TIMES,
+    MISSING,
+    Outcome,
+    Table,
+    device_table,
+    labels,
+    summary_table,
+)
 
 __all__ = ["html_report"]
 
@@ -90,6 +98,8 @@ def html_report(outcomes: Sequence[Outcome], machine: Mapping[str, Any], limits:
         _legend(),
         charts.stage_bars(names, [_per_image(outcome) for outcome in measured]),
     ]
+    if (on_gpu := device_table(outcomes)) is not None:
+        sections += [tag("h2", "On the GPU"), _paragraph(f"{DEVICE_TIMES}."), _table(on_gpu)]
     if len({outcome.case.batch for outcome in measured}) > 1:
         sections += [tag("h2", "Throughput against batch"), charts.throughput(measured)]
     sections += [tag("h2", "Memory"), *_memory(names, results)]

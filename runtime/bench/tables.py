@@ -14,10 +14,12 @@ from typing import Any
 from percoedge.runtime.bench.case import Case
 
 __all__ = [
+    "DEVICE_TIMES",
     "MISSING",
     "Outcome",
     "Table",
     "csv_text",
+    "device_table",
     "grouped",
     "labels",
     "markdown_lines",
@@ -27,6 +29,9 @@ __all__ = [
 ]
 
 MISSING = "missing"
+DEVICE_TIMES = (
+    "Milliseconds on the GPU, between events of further decodes; enqueue: of the host, meanwhile"
+)
 _MIB = 1 << 20
 _GROUPS = {"MIM pass": "MIM passes", "flow step": "flow steps", "flow, queueing": "flow, queueing"}
 
@@ -113,15 +118,31 @@ def summary_table(outcomes: Sequence[Outcome]) -> Table:
 
 def stage_table(outcomes: Sequence[Outcome]) -> Table:
     """Median milliseconds by stage, one row for each case; passes and steps added up."""
+    return _by_case(
+        {
+            str(number): grouped(outcome.result["stages_ms"])
+            for number, outcome in enumerate(outcomes, 1)
+            if outcome.result is not None
+        }
+    )
+
+
+def device_table(outcomes: Sequence[Outcome]) -> Table | None:
+    """Median milliseconds on the GPU, one row for each case that tells; None if none does."""
     rows = {
-        str(number): grouped(outcome.result["stages_ms"])
+        str(number): outcome.result["device_ms"]
         for number, outcome in enumerate(outcomes, 1)
-        if outcome.result is not None
+        if outcome.result is not None and outcome.result["device_ms"] is not None
     }
-    names = tuple(dict.fromkeys(name for stages in rows.values() for name in stages))
+    return _by_case(rows) if rows else None
+
+
+def _by_case(rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """Milliseconds by name, one row for each case."""
+    names = tuple(dict.fromkeys(name for times in rows.values() for name in times))
     cells = [
-        (number, *(f"{stages[name]:.2f}" if name in stages else "" for name in names))
-        for number, stages in rows.items()
+        (number, *(f"{times[name]:.2f}" if name in times else "" for name in names))
+        for number, times in rows.items()
     ]
     return Table(("case", *names), cells)
 
@@ -154,7 +175,7 @@ def csv_text(outcomes: Sequence[Outcome], machine: Mapping[str, Any]) -> str:
         row["threads"] = case.threads or "auto"
         row["error"] = outcome.error
         for name, value in result.items():
-            if name in ("latency_ms", "stages_ms", "ceiling"):
+            if isinstance(value, dict):
                 row |= {f"{name}: {part}": number for part, number in value.items()}
             elif name == "graphs":
                 for graph in value:

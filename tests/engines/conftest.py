@@ -196,7 +196,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "fp16": ("flow-fp16.onnx", "weights.bin"),
                 },
             ),
-            "decoder": GraphFiles((LATENT,), (IMAGE,), {"fp32": ("decoder/model.onnx",)}),
+            "decoder": GraphFiles(
+                (LATENT,), (IMAGE,), dict.fromkeys(("fp32", "fp16"), ("decoder/model.onnx",))
+            ),
         },
         licence="CC0-1.0",
         provenance={"made": ["for", "tests"]},

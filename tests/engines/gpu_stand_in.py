@@ -26,13 +26,15 @@ class StandInGpu:
 
     ``used_bytes`` and ``pinned_bytes`` are allocated; ``launches`` counts CUDA graphs that were
     launched and ``fetches`` the copies to pinned memory. ``capturable``: whether work can be
-    captured. ``break_down`` makes all that is queued later fail for good.
+    captured. ``clock_ms``: its clock, which a copy moves on by 1. ``break_down`` makes all that
+    is queued later fail for good.
     """
 
     def __init__(self, sm: tuple[int, int] = (8, 9), total_bytes: int = 1 << 28) -> None:
         self.total_bytes = total_bytes
         self.used_bytes = self.pinned_bytes = self.launches = self.fetches = 0
         self.capturable = True
+        self.clock_ms = 0
         self._error: str | None = None
         self._blocks: dict[int, NDArray[np.uint8]] = {}
         self._pinned: set[int] = set()
@@ -58,6 +60,7 @@ class StandInGpu:
                     raise ValueError("sizes differ")
 
                 def copy() -> None:
+                    gpu.clock_ms += 1
                     gpu.memory(target, size)[:] = gpu.memory(start, size)
 
                 gpu.queue(copy, stream.handle)
@@ -102,12 +105,23 @@ class StandInGpu:
                 return Buffer(address, size, free)
 
         class Event:
-            done, stream = True, 0
+            done, stream, reached_at = True, 0, 0
+
+            def __init__(self, timed: bool) -> None:
+                self.timed = timed
 
             def sync(self) -> None:
                 gpu.check()
                 while not self.done:
                     gpu._step(self.stream)
+
+            def reach(self) -> None:
+                self.done, self.reached_at = True, gpu.clock_ms
+
+            def __sub__(self, other: Event) -> float:
+                if not (self.timed and other.timed and self.done and other.done):
+                    raise CudaError("CUDA_ERROR_NOT_READY: no times")
+                return float(self.reached_at - other.reached_at)
 
         class Builder:
             def __init__(self, stream: Stream) -> None:
@@ -150,7 +164,7 @@ class StandInGpu:
 
             def record(self, event: Event) -> None:
                 event.done, event.stream = False, self.handle
-                gpu.queue(lambda: setattr(event, "done", True), self.handle)
+                gpu.queue(event.reach, self.handle)
 
         class Device:
             name = "Stand-in 4090"
@@ -163,8 +177,8 @@ class StandInGpu:
             def create_stream(self) -> Stream:
                 return Stream()
 
-            def create_event(self) -> Event:
-                return Event()
+            def create_event(self, options: Any = None) -> Event:
+                return Event(options is not None and options.timing_enabled)
 
             def set_current(self) -> None:
                 gpu._current.set = True
@@ -176,6 +190,7 @@ class StandInGpu:
             Device=Device,
             Buffer=Buffer,
             DeviceMemoryResource=Pool,
+            EventOptions=SimpleNamespace,
             DeviceMemoryResourceOptions=SimpleNamespace,
             LegacyPinnedMemoryResource=Pinned,
         )

@@ -94,8 +94,8 @@ class TestReading:
             BundleError, match="expected a graph 'text', got encoder, flow, decoder"
         ):
             bundle.read("text", "fp32")
-        with pytest.raises(BundleError, match="variant 'fp16' of graph 'decoder', got fp32"):
-            bundle.read("decoder", "fp16")
+        with pytest.raises(BundleError, match="variant 'fp8' of graph 'decoder', got fp32, fp16"):
+            bundle.read("decoder", "fp8")
 
     def test_fp32_stands_in_for_a_missing_int8(self, bundle: Bundle) -> None:
         assert bundle.read("flow", "int8") == bundle.read("flow", "fp32")

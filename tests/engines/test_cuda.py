@@ -114,6 +114,35 @@ def test_work_that_cannot_be_captured(gpu: Gpu, machine: StandInGpu) -> None:
     gpu.wait()
 
 
+def test_a_trace_tells_the_times_of_the_gpu(gpu: Gpu) -> None:
+    there, out = gpu.allocate(64), gpu.pinned(64)
+
+    def copies(name: str, count: int) -> None:
+        with gpu.timed(name):
+            for _ in range(count):
+                gpu.copy(there.address, out.address, 64)
+
+    copies("before", 1)
+    with gpu.trace() as times_ms:
+        copies("up", 2)
+        gpu.copy(there.address, out.address, 64)  # nobody times it
+        copies("down", 3)
+        copies("up", 4)
+        assert times_ms == {}
+    copies("behind", 1)
+    assert 0 < times_ms.pop("enqueue") < 1000
+    assert times_ms == {"up": 6, "down": 3}
+
+
+def test_a_trace_of_work_that_fails(gpu: Gpu, machine: StandInGpu) -> None:
+    def broken() -> None:
+        with gpu.trace(), gpu.timed("up"):
+            machine.break_down()
+
+    with pytest.raises(BackendError, match="ILLEGAL_ADDRESS"):
+        broken()
+
+
 def test_other_threads_enter_first(gpu: Gpu) -> None:
     problems: list[Exception] = []
 
@@ -193,8 +222,9 @@ _NAMES = {
     "cuda.core": {
         "Device": "set_current compute_capability name properties memory_resource create_stream "
         "create_event sync",
+        "EventOptions": "timing_enabled",
         "Stream": "handle sync record create_graph_builder",
-        "Event": "sync",
+        "Event": "sync __sub__",
         "Buffer": "handle from_handle copy_from close",
         "DeviceMemoryResource": "allocate",
         "DeviceMemoryResourceOptions": "",

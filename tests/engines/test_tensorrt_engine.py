@@ -21,6 +21,9 @@ from percoedge.engines.tensorrt_backend import TensorRtBackend
 from percoedge.engines.tensorrt_binding import TensorRtBuffer
 from percoedge.engines.tensorrt_library import LIBRARIES, find_library
 from percoedge.errors import BackendError
+from percoedge.runtime.bench.case import Case, Limits
+from percoedge.runtime.bench.measure import measure_on
+from percoedge.runtime.codec import Codec
 
 
 def latents(n: int = 1, h: int = 2, w: int = 3, seed: int = 0) -> dict[str, Any]:
@@ -156,6 +159,39 @@ class TestBuffers:
             np.testing.assert_allclose(
                 out, reference(toy, latents(seed=seed)), rtol=1e-5, atol=1e-5
             )
+
+
+class TestTimes:
+    """On the stand-in's clock a copy takes 1 ms, a graph 10."""
+
+    def test_a_chain(self, place: Place, bundle: Bundle) -> None:
+        flow, decoder = place.load(bundle, "flow"), place.load(bundle, "decoder")
+        feeds = latents()
+        with place.backend.trace() as times_ms:
+            for _ in range(3):
+                feeds["x"] = flow.run(feeds, on_device=True)["x_next"]
+            decoder.run({"x": feeds["x"]})
+        assert times_ms.pop("enqueue") > 0
+        assert times_ms == {
+            "host to device": 3,  # all of the first run's, then tokens, t and dt
+            "compute": 40,
+            "device to device": 3 + 3,  # results out of the way, and in again
+            "device to host": 1,
+        }
+
+    def test_percoedge_bench(self, place: Place, bundle: Bundle) -> None:
+        for kind in ("encoder", "flow", "decoder"):
+            place.build(bundle, kind, batches=(4,))
+        photo = np.zeros((20, 28, 3), np.uint8)
+        case = Case("toy", place.backend.name, 28, 20, 1, 3, None)
+        with Codec(bundle, place.backend) as codec:
+            stream = codec.encode(photo, schedule="uniform")
+        result = measure_on(bundle, place.backend, case, Limits(0, 0, 2), stream)
+        times_ms = result["device_ms"]
+        assert times_ms.pop("idle") < 0  # of a real clock, which this GPU's is not
+        assert times_ms.pop("enqueue") > 0
+        assert (times_ms["compute"], times_ms["device to host"]) == (40, 2)  # latent, image
+        assert "flow, waiting" in result["stages_ms"]
 
 
 class TestCudaGraphs:

@@ -19,6 +19,7 @@ from percoedge.engines.contract import Backend
 from percoedge.engines.cuda import Gpu
 from percoedge.engines.tensorrt_backend import TensorRtBackend
 from percoedge.errors import BackendError
+from percoedge.runtime.cli import main
 from percoedge.runtime.demo import shipped_photo
 from percoedge.runtime.flow import noise, sample
 
@@ -126,6 +127,20 @@ def test_a_lost_gpu_is_one_error(tensorrt: TensorRtBackend, bundle: Bundle) -> N
     assert finished.returncode == 0, finished.stderr
     (said,) = finished.stdout.splitlines()
     assert "nothing runs on the GPU in this process: start the process again" in said
+
+
+def test_bench_tells_where_the_time_goes(
+    tensorrt: TensorRtBackend, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--seconds", "0.5", "--size", "512x512", "--json")
+    assert main(["bench", "--bundle", str(bundle.path), "--backend", tensorrt.name, *options]) == 0
+    (case,) = json.loads(capsys.readouterr().out)["cases"]
+    times_ms = case["device_ms"]
+    parts = ("host to device", "compute", "device to device", "device to host")
+    busy_ms = sum(times_ms[name] for name in parts)
+    assert all(times_ms[name] > 0 for name in (*parts, "enqueue"))
+    assert times_ms["compute"] > 0.5 * busy_ms
+    assert busy_ms < 1.5 * case["latency_ms"]["p50"]
 
 
 def test_what_the_plan_was_not_built_for(tensorrt: TensorRtBackend, bundle: Bundle) -> None:

@@ -33,6 +33,7 @@ from percoedge.runtime.bench.tables import (
     MISSING,
     Outcome,
     csv_text,
+    device_table,
     labels,
     markdown_lines,
     stage_table,
@@ -304,6 +305,19 @@ class TestTables:
         total = sum(time for name, time in stages.items() if name.startswith("MIM pass"))
         assert float(row["MIM passes"]) == pytest.approx(total, abs=0.01)
         assert "flow steps" in row
+
+    def test_what_the_gpu_did_where_it_tells(self, outcomes: list[Outcome]) -> None:
+        assert device_table(outcomes) is None
+        times = {"host to device": 0.25, "compute": 3.0, "enqueue": 1.5, "idle": 0.5}
+        told = [outcomes[0], Outcome(CASE, {**(outcomes[1].result or {}), "device_ms": times})]
+        table = device_table(told)
+        assert table is not None
+        assert table.header == ("case", *times)
+        assert table.rows == [("2", "0.25", "3.00", "1.50", "0.50")]
+        first, second = csv.DictReader(io.StringIO(csv_text(told, machine.describe())))
+        assert (first["device_ms"], second["device_ms: compute"]) == (MISSING, "3.0")
+        assert "<h2>On the GPU</h2>" in html_report(told, machine.describe(), QUICK)
+        assert "<h2>On the GPU</h2>" not in html_report(outcomes, machine.describe(), QUICK)
 
     def test_csv_holds_every_figure_and_failures(self, outcomes: list[Outcome]) -> None:
         rows = list(csv.DictReader(io.StringIO(csv_text(outcomes, machine.describe()))))
