@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from percoedge.engines.contract import Buffer, Engine
 from percoedge.engines.manifest import CodecConstants
 from percoedge.errors import BackendError
-from percoedge.runtime.tiles import context_tiles, overlapping_starts, ramp
+from percoedge.runtime.tiles import context_tiles, overlapping_tiles, ramp
 
 __all__ = ["decode_latent", "noise", "sample"]
 
@@ -76,13 +76,14 @@ def _tiled_step(
     """One Euler step on overlapping tiles, blended with weights that fall off towards edges."""
     cells = codec.stride // codec.latent_stride
     height, width = tokens.shape[1:]
-    side, overlap = codec.flow_tile, codec.flow_overlap
-    rows, columns = min(side, height), min(side, width)
+    overlap = codec.flow_overlap
+    rows, tops = overlapping_tiles(height, codec.flow_tile, overlap)
+    columns, lefts = overlapping_tiles(width, codec.flow_tile, overlap)
     total = np.zeros_like(x)
     weight = np.zeros(x.shape[2:], np.float32)
-    for top in overlapping_starts(height, side, overlap):
+    for top in tops:
         vertical = ramp(rows * cells, top * cells, height * cells, overlap * cells)
-        for left in overlapping_starts(width, side, overlap):
+        for left in lefts:
             horizontal = ramp(columns * cells, left * cells, width * cells, overlap * cells)
             place = (
                 slice(top * cells, (top + rows) * cells),

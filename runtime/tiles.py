@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Tile", "context_tiles", "grid_tiles", "overlapping_starts", "ramp"]
+__all__ = ["Tile", "context_tiles", "grid_tiles", "overlapping_tiles", "ramp"]
+
+_SIDE_STEP = 4
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,18 @@ def context_tiles(height: int, width: int, side: int, margin: int) -> list[tuple
     return pairs
 
 
-def overlapping_starts(length: int, side: int, overlap: int) -> list[int]:
-    """First cells of the fewest equal tiles that cover ``length`` and share ``overlap`` or more."""
-    if length <= side:
-        return [0]
-    count = -(-(length - overlap) // (side - overlap))
-    return [index * (length - side) // (count - 1) for index in range(count)]
+def overlapping_tiles(length: int, most: int, overlap: int) -> tuple[int, list[int]]:
+    """Side and first cells of equal tiles that cover ``length`` and share ``overlap`` or more.
+
+    They are the fewest of at most ``most`` cells, and no larger than so many need, up to a multiple
+    of `_SIDE_STEP`: whatever runs the tiles meets few shapes.
+    """
+    if length <= most:
+        return length, [0]
+    count = -(-(length - overlap) // (most - overlap))
+    needed = -(-(length + (count - 1) * overlap) // count)
+    side = min(most, -(-needed // _SIDE_STEP) * _SIDE_STEP)
+    return side, [index * (length - side) // (count - 1) for index in range(count)]
 
 
 def ramp(size: int, start: int, length: int, overlap: int) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from percoedge.runtime.tiles import Tile, context_tiles, grid_tiles, overlapping_starts, ramp
+from percoedge.runtime.tiles import Tile, context_tiles, grid_tiles, overlapping_tiles, ramp
 
 SIDES = st.integers(1, 40)
 
@@ -50,30 +50,33 @@ def test_context_tiles_cover_once_and_hold_their_margin(
         assert pairs == [(Tile(0, height, 0, width),) * 2]
 
 
-@given(data=st.data(), length=st.integers(1, 200), side=st.integers(1, 20))
-def test_overlapping_starts_cover_with_the_fewest_tiles(
-    data: st.DataObject, length: int, side: int
+@given(data=st.data(), length=st.integers(1, 200), most=st.integers(1, 20))
+def test_overlapping_tiles_cover_with_the_fewest_and_smallest(
+    data: st.DataObject, length: int, most: int
 ) -> None:
-    overlap = data.draw(st.integers(0, side // 2))
-    starts = overlapping_starts(length, side, overlap)
+    overlap = data.draw(st.integers(0, most // 2))
+    side, starts = overlapping_tiles(length, most, overlap)
+    assert side <= min(most, length)
     assert starts[0] == 0
-    assert starts[-1] == max(0, length - side)
+    assert starts[-1] == length - side
     assert all(0 < step <= side - overlap for step in np.diff(starts))
-    one_less = side + (len(starts) - 2) * (side - overlap)
+    one_less = most + (len(starts) - 2) * (most - overlap)
     assert len(starts) == 1 or one_less < length
+    smaller = side - 4  # sides are multiples of 4 or the largest
+    assert len(starts) == 1 or len(starts) * (smaller - overlap) + overlap < length
 
 
-@given(data=st.data(), length=st.integers(1, 120), side=st.integers(1, 20))
+@given(data=st.data(), length=st.integers(1, 120), most=st.integers(1, 20))
 def test_ramps_are_positive_and_add_up_to_one_at_the_exact_overlap(
-    data: st.DataObject, length: int, side: int
+    data: st.DataObject, length: int, most: int
 ) -> None:
-    overlap = data.draw(st.integers(0, side // 2))
+    overlap = data.draw(st.integers(0, most // 2))
     total = np.zeros(length)
-    starts = overlapping_starts(length, side, overlap)
+    side, starts = overlapping_tiles(length, most, overlap)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for start in starts:
-            weights = ramp(min(side, length), start, length, overlap)
+            weights = ramp(side, start, length, overlap)
             assert weights.dtype == np.float32
             assert (weights > 0).all() and (weights <= 1).all()
             total[start : start + len(weights)] += weights
