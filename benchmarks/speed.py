@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ from benchmarks.environment import report
 from percoedge import Codec
 from percoedge.bitstream.rangecoder import TokenDecoder, TokenEncoder
 from percoedge.bitstream.schedules import passes
+from percoedge.engines.contract import Buffer
 from percoedge.export.config import load_config
 from percoedge.export.family import Family
 from percoedge.export.graphs import DecoderGraph, EncoderGraph, FlowGraph
-from percoedge.runtime.flow import noise
+from percoedge.runtime.flow import noise, sample
 
 
 class EagerCodec:
@@ -111,13 +112,50 @@ class EagerCodec:
         self, tokens: torch.Tensor, start: torch.Tensor, steps: int, *text: torch.Tensor
     ) -> np.ndarray[Any, Any]:
         """Tokens (1,h,w) and noise -> pixels; ``text``: what the flow takes of captions."""
-        x = start.to(self.device)
-        dt = torch.tensor([1 / steps], device=self.device)
-        for index in range(steps):
-            t = torch.tensor([1 - index / steps], device=self.device)
-            x = self.flow(x, tokens, t, dt, *text)
-        pixels: np.ndarray[Any, Any] = self.decoder(x).cpu().numpy()
+        captions = {f"text {number}": _Tensor(tensor) for number, tensor in enumerate(text)}
+        latent = sample(
+            _TorchFlow(self.flow, self.device),
+            tokens.cpu().numpy(),
+            start.numpy(),
+            steps,
+            None,
+            self.config.codec,
+            captions,
+        )
+        pixels: np.ndarray[Any, Any] = self.decoder(_tensor(latent, self.device)).cpu().numpy()
         return pixels
+
+
+class _Tensor:
+    """A tensor that stays on its device between the steps of a flow."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.shape = tuple(tensor.shape)
+        self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.asarray(self.tensor.cpu().numpy(), dtype)
+
+
+def _tensor(buffer: Any, device: torch.device) -> torch.Tensor:
+    """What a flow is given, or has made, as a tensor on the device."""
+    if isinstance(buffer, _Tensor):
+        return buffer.tensor
+    return torch.from_numpy(np.ascontiguousarray(buffer)).to(device)
+
+
+class _TorchFlow:
+    """The flow as an engine, so that PyTorch's pictures are cut and blended as the runtime's."""
+
+    inputs = ()
+
+    def __init__(self, flow: Any, device: torch.device) -> None:
+        self._flow, self._device = flow, device
+
+    def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
+        made = self._flow(*(_tensor(feed, self._device) for feed in feeds.values()))
+        return {"x_next": _Tensor(made) if on_device else made.cpu().numpy()}
 
 
 def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -146,6 +146,7 @@ class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``stride``: pixels a token covers, per side. ``latent_stride``: pixels a latent cell covers.
     ``schedule``, ``steps``, ``guidance``: defaults where a stream or a caller gives none.
+    ``flow_batch``: tiles of one picture that go through the flow together.
     ``encoder_margin``, ``decoder_margin``: how far around a token that graph looks, so that a tile
     with this much context gives what the whole picture would.
     """
@@ -160,6 +161,8 @@ class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     entropy_tile: _Count
     flow_tile: _Count
     flow_overlap: Annotated[int, Meta(ge=0, le=1 << 16)]
+    flow_batch: _Count
+    decoder_tile: _Count
     encoder_margin: Annotated[int, Meta(ge=0, le=1 << 16)]
     decoder_margin: Annotated[int, Meta(ge=0, le=1 << 16)]
     captions_condition: bool

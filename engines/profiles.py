@@ -23,6 +23,7 @@ MAX_BATCH = 1024
 
 _MAX_ELEMENTS = (1 << 31) - 1  # of one tensor: TensorRT counts them in 32 bits
 _TUNED_SIDE = 512  # pixels, where no size is given
+_FLOWS = ("flow", "flow_guided")
 
 Shape = tuple[int, ...]
 Range = tuple[int, int, int]
@@ -86,7 +87,9 @@ def profile_for(
     codec does not know.
     """
     symbols = {split_axis(a)[1] for spec in specs for a in spec.shape if isinstance(a, str)}
-    ranges = {"n": _batch_range(batches)}
+    # Of each picture of a batch the flow takes some tiles together.
+    together = codec.flow_batch if kind in _FLOWS else 1
+    ranges = {"n": _batch_range(batches, together)}
     grids = [_grid(size, codec.stride) for size in sizes]
     side = _largest_side(kind, codec)
     if side is not None:
@@ -115,9 +118,8 @@ def _largest_side(kind: str, codec: CodecConstants) -> int | None:
     return {
         "encoder": codec.entropy_tile + 2 * codec.encoder_margin,
         "entropy": codec.entropy_tile,
-        "flow": codec.flow_tile,
-        "flow_guided": codec.flow_tile,
-        "decoder": codec.flow_tile + 2 * codec.decoder_margin,
+        **dict.fromkeys(_FLOWS, codec.flow_tile),
+        "decoder": codec.decoder_tile + 2 * codec.decoder_margin,
     }.get(kind)
 
 
@@ -132,11 +134,11 @@ def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
     return -(-height // stride), -(-width // stride)
 
 
-def _batch_range(batches: Sequence[int]) -> Range:
+def _batch_range(batches: Sequence[int], together: int) -> Range:
     if not batches or not all(1 <= batch <= MAX_BATCH for batch in batches):
         got = ", ".join(map(str, batches)) or "none"
         raise UsageError(f"expected batches of 1 to {MAX_BATCH}, got {got}")
-    return 1, batches[0], max(batches)
+    return 1, together * batches[0], together * max(batches)
 
 
 def _check_elements(kind: str, spec: TensorSpec, profile: Profile) -> None:

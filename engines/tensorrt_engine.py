@@ -162,7 +162,9 @@ class TensorRtEngine:
 def _widened(record: PlanRecord, sizes: Mapping[str, int]) -> BuildRequest:
     """The request of a plan with what these sizes need added."""
     request, ranges = record.request, record.profile.ranges
-    if (batch := sizes.get("n", 1)) > max(request.batches):
+    low, high = max(request.batches), ranges["n"][2]
+    batch = -(-sizes.get("n", 1) * low // high)  # the flow takes several tiles of each picture
+    if batch > low:
         request = msgspec.structs.replace(request, batches=(*request.batches, batch))
     grid = [(axis, ranges[axis][2]) for axis in "hw" if axis in ranges]
     if request.sizes and any(sizes[axis] > high for axis, high in grid):

@@ -138,6 +138,8 @@ class CodecConfig(_Strict, frozen=True):
     entropy_tile: int
     flow_tile: int
     flow_overlap: int
+    flow_batch: int
+    decoder_tile: int
     encoder_margin: int
     decoder_margin: int
     captions_condition: bool = False
@@ -201,6 +203,7 @@ def at_rate(config: Config, name: str) -> Config:
         entropy_tile=1024 // stride,
         flow_tile=512 // stride,
         flow_overlap=64 // stride,
+        decoder_tile=512 // stride,
         encoder_margin=128 // stride,
         decoder_margin=128 // stride,
     )

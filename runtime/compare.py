@@ -117,7 +117,7 @@ def example_feeds(
     outputs: Sequence[TensorSpec],
     codec: CodecConstants,
 ) -> list[Arrays]:
-    """Seeded feeds of a graph: one token, an odd grid, and 512x512 pixels; one picture each.
+    """Seeded feeds of a graph: one token, an odd grid, and 512x512 pixels or a tile; one each.
 
     All lie in the ranges of plans that were built without ``--sizes`` and ``--batch``. Graphs
     without a grid get one set of feeds.

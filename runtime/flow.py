@@ -6,6 +6,7 @@ after every step, so that seams cannot form; the memory needed is that of one ti
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from percoedge.engines.contract import Buffer, Engine
 from percoedge.engines.manifest import CodecConstants
 from percoedge.errors import BackendError
-from percoedge.runtime.tiles import context_tiles, overlapping_tiles, ramp
+from percoedge.runtime.tiles import Tile, context_tiles, overlapping_tiles, ramp
 
 __all__ = ["decode_latent", "noise", "sample"]
 
@@ -73,32 +74,46 @@ def _tiled_step(
     knobs: Mapping[str, Buffer],
     codec: CodecConstants,
 ) -> FloatArray:
-    """One Euler step on overlapping tiles, blended with weights that fall off towards edges."""
+    """One Euler step on overlapping tiles, blended with weights that fall off towards edges.
+
+    Tiles go through the graph ``codec.flow_batch`` at a time, those of a batch of pictures too.
+    """
     cells = codec.stride // codec.latent_stride
     height, width = tokens.shape[1:]
     overlap = codec.flow_overlap
     rows, tops = overlapping_tiles(height, codec.flow_tile, overlap)
     columns, lefts = overlapping_tiles(width, codec.flow_tile, overlap)
+    vertical = {t: ramp(rows * cells, t * cells, height * cells, overlap * cells) for t in tops}
+    horizontal = {
+        left: ramp(columns * cells, left * cells, width * cells, overlap * cells) for left in lefts
+    }
     total = np.zeros_like(x)
     weight = np.zeros(x.shape[2:], np.float32)
-    for top in tops:
-        vertical = ramp(rows * cells, top * cells, height * cells, overlap * cells)
-        for left in lefts:
-            horizontal = ramp(columns * cells, left * cells, width * cells, overlap * cells)
-            place = (
-                slice(top * cells, (top + rows) * cells),
-                slice(left * cells, (left + columns) * cells),
-            )
-            feeds: dict[str, Buffer] = {
-                "x": np.ascontiguousarray(x[:, :, place[0], place[1]]),
-                "tokens": np.ascontiguousarray(tokens[:, top : top + rows, left : left + columns]),
-                **knobs,
-            }
-            share = np.outer(vertical, horizontal)
-            step = np.asarray(engine.run(feeds)["x_next"])
-            total[:, :, place[0], place[1]] += step * share
+    corners = list(itertools.product(tops, lefts))
+    for first in range(0, len(corners), codec.flow_batch):
+        together = corners[first : first + codec.flow_batch]
+        tiles = [Tile(top, top + rows, left, left + columns) for top, left in together]
+        feeds: dict[str, Buffer] = {
+            "x": np.concatenate([x[(..., *tile.scaled(cells))] for tile in tiles]),
+            "tokens": np.concatenate([tokens[(..., *tile.slices)] for tile in tiles]),
+            **_for_each_tile(engine, knobs, len(tiles)),
+        }
+        steps = np.split(np.asarray(engine.run(feeds)["x_next"]), len(tiles))
+        for tile, step in zip(tiles, steps, strict=True):
+            place = (..., *tile.scaled(cells))
+            share = np.outer(vertical[tile.top], horizontal[tile.left])
+            total[place] += step * share
             weight[place] += share
     return total / weight
+
+
+def _for_each_tile(engine: Engine, knobs: Mapping[str, Buffer], count: int) -> dict[str, Buffer]:
+    """Knobs with what belongs to pictures, as captions do, repeated for their tiles."""
+    of_pictures = {spec.name for spec in engine.inputs if spec.shape[:1] == ("n",)}
+    return {
+        name: np.concatenate([np.asarray(knob)] * count) if name in of_pictures else knob
+        for name, knob in knobs.items()
+    }
 
 
 def decode_latent(engine: Engine, latent: Buffer, codec: CodecConstants) -> NDArray[np.uint8]:
@@ -137,7 +152,7 @@ def _decode(engine: Engine, latent: Buffer, codec: CodecConstants) -> NDArray[np
     cells = codec.stride // codec.latent_stride
     batch = latent.shape[0]
     height, width = (side // cells for side in latent.shape[2:])
-    pairs = context_tiles(height, width, codec.flow_tile, codec.decoder_margin)
+    pairs = context_tiles(height, width, codec.decoder_tile, codec.decoder_margin)
     if len(pairs) == 1:
         return np.asarray(engine.run({"x": latent})["image"])
     whole = np.asarray(latent)

@@ -54,6 +54,12 @@ def test_without_sizes_every_picture_fits(constants: CodecConstants) -> None:
     assert profile_for("flow", (TOKENS,), coarse).ranges["h"] == (1, 16, 32)  # 512 px
 
 
+def test_the_flow_takes_several_tiles_of_each_picture(constants: CodecConstants) -> None:
+    together: Any = msgspec.structs.replace(constants, flow_batch=4)
+    for kind, batches in (("flow", (1, 4, 12)), ("decoder", (1, 1, 3))):
+        assert profile_for(kind, (TOKENS,), together, (), (1, 3)).ranges["n"] == batches
+
+
 def test_positions_reach_from_one_cell_to_all(constants: CodecConstants) -> None:
     specs = (TOKENS, POSITIONS, WEIGHTS)
     profile = profile_for("entropy", specs, constants, [(40, 40), (80, 40)])

@@ -37,6 +37,8 @@ CONSTANTS: dict[str, Any] = {
     "entropy_tile": 4,
     "flow_tile": 4,
     "flow_overlap": 1,
+    "flow_batch": 1,
+    "decoder_tile": 4,
     "encoder_margin": 1,
     "decoder_margin": 1,
     "captions_condition": False,

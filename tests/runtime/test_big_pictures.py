@@ -58,10 +58,10 @@ def decode(
 
 def meetings(length: int, constants: CodecConstants) -> set[int]:
     """Where tiles of the flow or the decoder begin or end inside a row of so many tokens."""
-    most, margin = constants.flow_tile, constants.decoder_margin
-    side, starts = overlapping_tiles(length, most, constants.flow_overlap)
+    side, starts = overlapping_tiles(length, constants.flow_tile, constants.flow_overlap)
     ends = {edge for start in starts for edge in (start, start + side)}
-    inner = {tile.left for _, tile in context_tiles(1, length, most, margin)}
+    pairs = context_tiles(1, length, constants.decoder_tile, constants.decoder_margin)
+    inner = {tile.left for _, tile in pairs}
     return {edge for edge in ends | inner if 0 < edge < length}
 
 
@@ -71,7 +71,7 @@ def seam(bundle: Bundle, tokens: NDArray[np.int32], steps: int, **changes: int) 
     The larger of rows and columns; 1 means that nothing marks where tiles meet.
     """
     one = msgspec.structs.replace(bundle.codec, **changes)
-    two = msgspec.structs.replace(one, flow_tile=15)  # most of whose tiles meet elsewhere
+    two = msgspec.structs.replace(one, flow_tile=32, decoder_tile=22)
     difference = decode(bundle, tokens, one, steps).astype(np.float64)
     difference = (difference - decode(bundle, tokens, two, steps)).mean(axis=2)
     ratios = []

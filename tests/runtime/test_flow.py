@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from percoedge.engines.contract import TensorSpec
 from percoedge.errors import BackendError
 from percoedge.runtime.flow import decode_latent, noise, sample
 
@@ -100,6 +101,30 @@ def test_tiles_of_a_pointwise_flow_are_the_whole(
     assert all(max(call.feeds["tokens"].shape[1:]) <= 4 for call in engine.calls)
 
 
+@pytest.mark.parametrize("together", [2, 3, 100])
+def test_tiles_go_through_the_graph_together(fakes: Any, together: int) -> None:
+    """Of 2 pictures of 3x2 tiles; what belongs to a picture is there for each of its tiles."""
+    start, tokens = latents(9, 5, 2), grids(9, 5, 2)
+    caption = np.array([[1.0], [2.0]], np.float32)
+
+    def with_caption(feeds: Any) -> dict[str, FloatArray]:
+        moved = feeds["x"] * 0.5 + feeds["tokens"].mean((1, 2))[:, None, None, None]
+        return {"x_next": (moved * feeds["caption"][:, :, None, None]).astype(np.float32)}
+
+    results, calls = [], []
+    for batch in (1, together):
+        engine = fakes.engine("flow", with_caption)
+        engine.inputs = (*engine.inputs, TensorSpec("caption", "float32", ("n", 1)))
+        constants = fakes.constants(flow_batch=batch)
+        results.append(sample(engine, tokens, start, 2, None, constants, {"caption": caption}))
+        calls.append([len(call.feeds["x"]) // 2 for call in engine.calls])
+    np.testing.assert_array_equal(*results)
+    one_by_one, batched = calls
+    tiles = len(one_by_one) // 2
+    assert set(one_by_one) == {1}
+    assert batched == 2 * [min(together, tiles - i) for i in range(0, tiles, together)]
+
+
 def test_a_constant_field_has_no_seams(fakes: Any) -> None:
     start = np.full((1, 4, 22, 18), 3, np.float32)
     tokens = np.full((1, 11, 9), 20, np.int32)
@@ -124,7 +149,7 @@ def test_the_decoder_gives_the_same_in_tiles(
     fakes: Any, height: int, width: int, batch: int
 ) -> None:
     x, engine = latents(height, width, batch) * 30 + 60, fakes.engine("decoder")
-    whole = decode_latent(fakes.engine("decoder"), x, fakes.constants(flow_tile=64))
+    whole = decode_latent(fakes.engine("decoder"), x, fakes.constants(decoder_tile=64))
     tiled = decode_latent(engine, x, fakes.constants())
     assert whole.shape == (batch, 8 * height, 8 * width, 3)
     assert whole.dtype == np.uint8
@@ -134,7 +159,7 @@ def test_the_decoder_gives_the_same_in_tiles(
 
 def test_the_margin_of_the_decoder_is_needed(fakes: Any) -> None:
     x = latents(9, 9) * 30 + 60
-    whole = decode_latent(fakes.engine("decoder"), x, fakes.constants(flow_tile=64))
+    whole = decode_latent(fakes.engine("decoder"), x, fakes.constants(decoder_tile=64))
     seamed = decode_latent(fakes.engine("decoder"), x, fakes.constants(decoder_margin=0))
     assert (seamed != whole).any()
 
