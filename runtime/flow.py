@@ -6,8 +6,8 @@ after every step, so that seams cannot form; the memory needed is that of one ti
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,16 +46,17 @@ def sample(
     """
     x: Buffer = start
     dt = np.array([1 / steps], np.float32)
+    whole: dict[str, Buffer] = {"tokens": tokens, **(condition or {})}
+    one_tile = max(tokens.shape[1:]) <= codec.flow_tile
+    tiling = None if one_tile else _Tiling(engine, start, whole, codec)
     for index in range(steps):
-        t = np.array([1 - index / steps], np.float32)
-        knobs: dict[str, Buffer] = {"t": t, "dt": dt, **(condition or {})}
+        knobs: dict[str, Buffer] = {"t": np.array([1 - index / steps], np.float32), "dt": dt}
         if guidance is not None:
             knobs["guidance"] = np.array([guidance], np.float32)
-        if max(tokens.shape[1:]) <= codec.flow_tile:
-            feeds: dict[str, Buffer] = {"x": x, "tokens": tokens, **knobs}
-            x = engine.run(feeds, on_device=True)["x_next"]
+        if tiling is None:
+            x = engine.run({"x": x, **whole, **knobs}, on_device=True)["x_next"]
         else:
-            x = _tiled_step(engine, tokens, np.asarray(x), knobs, codec)
+            x = tiling.step(np.asarray(x), knobs)
     # One look at the end: what is not finite stays so. A latent is a third of its image in bytes,
     # and waiting for it here keeps the times of flow and decoder apart.
     if not np.isfinite(np.asarray(x)).all():
@@ -67,52 +68,92 @@ def sample(
     return x
 
 
-def _tiled_step(
-    engine: Engine,
-    tokens: NDArray[np.int32],
-    x: FloatArray,
-    knobs: Mapping[str, Buffer],
-    codec: CodecConstants,
-) -> FloatArray:
-    """One Euler step on overlapping tiles, blended with weights that fall off towards edges.
+@dataclass(frozen=True)
+class _TileGroup:
+    """Tiles that go through the flow together: where each lies in the latent, with which weights.
 
-    Tiles go through the graph ``codec.flow_batch`` at a time, those of a batch of pictures too.
+    ``feeds``: what does not change from step to step, for all of these tiles. Weights fall off
+    towards edges; those of all tiles add up to 1 in every cell.
     """
-    cells = codec.stride // codec.latent_stride
-    height, width = tokens.shape[1:]
-    overlap = codec.flow_overlap
-    rows, tops = overlapping_tiles(height, codec.flow_tile, overlap)
-    columns, lefts = overlapping_tiles(width, codec.flow_tile, overlap)
-    vertical = {t: ramp(rows * cells, t * cells, height * cells, overlap * cells) for t in tops}
-    horizontal = {
-        left: ramp(columns * cells, left * cells, width * cells, overlap * cells) for left in lefts
-    }
-    total = np.zeros_like(x)
-    weight = np.zeros(x.shape[2:], np.float32)
-    corners = list(itertools.product(tops, lefts))
-    for first in range(0, len(corners), codec.flow_batch):
-        together = corners[first : first + codec.flow_batch]
-        tiles = [Tile(top, top + rows, left, left + columns) for top, left in together]
-        feeds: dict[str, Buffer] = {
-            "x": np.concatenate([x[(..., *tile.scaled(cells))] for tile in tiles]),
-            "tokens": np.concatenate([tokens[(..., *tile.slices)] for tile in tiles]),
-            **_for_each_tile(engine, knobs, len(tiles)),
-        }
-        steps = np.split(np.asarray(engine.run(feeds)["x_next"]), len(tiles))
-        for tile, step in zip(tiles, steps, strict=True):
-            place = (..., *tile.scaled(cells))
-            share = np.outer(vertical[tile.top], horizontal[tile.left])
-            total[place] += step * share
-            weight[place] += share
-    return total / weight
+
+    places: list[tuple[slice, slice]]
+    weights: list[FloatArray]
+    feeds: dict[str, Buffer]
 
 
-def _for_each_tile(engine: Engine, knobs: Mapping[str, Buffer], count: int) -> dict[str, Buffer]:
-    """Knobs with what belongs to pictures, as captions do, repeated for their tiles."""
-    of_pictures = {spec.name for spec in engine.inputs if spec.shape[:1] == ("n",)}
+class _Tiling:
+    """Pictures cut into overlapping tiles, ``codec.flow_batch`` of which the flow takes at once.
+
+    ``whole``: tokens (n,h,w), and what else belongs to the pictures, such as captions. Arrays are
+    kept from step to step: memory that is fresh costs more time than the blending.
+    """
+
+    def __init__(
+        self, engine: Engine, start: FloatArray, whole: Mapping[str, Buffer], codec: CodecConstants
+    ) -> None:
+        self._engine = engine
+        self._groups = _tile_groups(engine, whole, codec)
+        first = self._groups[0]
+        sides = [axis.stop - axis.start for axis in first.places[0]]
+        self._tiles = np.empty((len(first.places) * len(start), start.shape[1], *sides), np.float32)
+        self._blended = [np.empty_like(start), np.empty_like(start)]
+
+    def step(self, x: FloatArray, knobs: Mapping[str, Buffer]) -> FloatArray:
+        """One Euler step on every tile, blended; the result holds until the step after the next."""
+        count = len(x)
+        blended = self._blended[0]
+        self._blended.reverse()
+        blended.fill(0)
+        for group in self._groups:
+            tiles = self._tiles[: len(group.places) * count]
+            np.concatenate([x[(..., *place)] for place in group.places], out=tiles)
+            ends = np.asarray(self._engine.run({"x": tiles, **group.feeds, **knobs})["x_next"])
+            for i, (place, weights) in enumerate(zip(group.places, group.weights, strict=True)):
+                tile = tiles[i * count : (i + 1) * count]  # the flow is done with it
+                np.multiply(ends[i * count : (i + 1) * count], weights, out=tile)
+                blended[(..., *place)] += tile
+        return blended
+
+
+def _tile_groups(
+    engine: Engine, whole: Mapping[str, Buffer], codec: CodecConstants
+) -> list[_TileGroup]:
+    tokens = np.asarray(whole["tokens"])
+    cells, overlap = codec.stride // codec.latent_stride, codec.flow_overlap
+    sides = tokens.shape[1:]
+    (rows, tops), (columns, lefts) = (
+        overlapping_tiles(side, codec.flow_tile, overlap) for side in sides
+    )
+    tiles = [Tile(top, top + rows, left, left + columns) for top in tops for left in lefts]
+    height, width = (side * cells for side in sides)
+    vertical = _shares(tops, rows, height, cells, overlap)
+    horizontal = _shares(lefts, columns, width, cells, overlap)
+    weights = [vertical[tile.top][:, None] * horizontal[tile.left] for tile in tiles]
+    of_pictures = {spec.name for spec in engine.inputs if spec.shape[:1] == ("n",)} - {"tokens"}
+    groups = []
+    for first in range(0, len(tiles), codec.flow_batch):
+        together = tiles[first : first + codec.flow_batch]
+        feeds = dict(whole)
+        if len(together) > 1:
+            for name in of_pictures & whole.keys():
+                feeds[name] = np.concatenate([np.asarray(whole[name])] * len(together))
+        feeds["tokens"] = np.concatenate([tokens[(..., *tile.slices)] for tile in together])
+        places = [tile.scaled(cells) for tile in together]
+        groups.append(_TileGroup(places, weights[first : first + codec.flow_batch], feeds))
+    return groups
+
+
+def _shares(
+    starts: Sequence[int], side: int, length: int, cells: int, overlap: int
+) -> dict[int, FloatArray]:
+    """The ramp of each tile in a row of ``length`` latent cells, by its start; they add up to 1."""
+    ramps = {start: ramp(side * cells, start * cells, length, overlap * cells) for start in starts}
+    total: FloatArray = np.zeros(length, np.float32)
+    for start, values in ramps.items():
+        total[start * cells : (start + side) * cells] += values
     return {
-        name: np.concatenate([np.asarray(knob)] * count) if name in of_pictures else knob
-        for name, knob in knobs.items()
+        start: values / total[start * cells : (start + side) * cells]
+        for start, values in ramps.items()
     }
 
 
