@@ -17,7 +17,7 @@ from percoedge.export.exact_graph import integers_of
 from percoedge.runtime.demo import shipped_photo
 from percoedge.runtime.images import read_image
 
-SIZES = {"n": 2, "h": 12, "w": 20, "p": 60, "l": 77}
+SIZES = {"n": 2, "h": 12, "w": 17, "p": 60, "l": 77}
 
 
 @pytest.fixture(scope="module")

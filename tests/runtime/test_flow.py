@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from percoedge.engines.contract import TensorSpec
+from percoedge.engines.contract import TensorSpec, check_tensors
+from percoedge.engines.profiles import profile_for
 from percoedge.errors import BackendError
 from percoedge.runtime.flow import decode_latent, noise, sample
 
@@ -123,6 +124,19 @@ def test_tiles_go_through_the_graph_together(fakes: Any, together: int) -> None:
     tiles = len(one_by_one) // 2
     assert set(one_by_one) == {1}
     assert batched == 2 * [min(together, tiles - i) for i in range(0, tiles, together)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(height=SIZES, width=SIZES, batch=st.integers(1, 2), together=st.integers(1, 5))
+def test_a_plan_for_a_picture_covers_its_tiles(
+    fakes: Any, height: int, width: int, batch: int, together: int
+) -> None:
+    constants, engine = fakes.constants(flow_batch=together), fakes.engine("flow")
+    sample(engine, grids(height, width, batch), latents(height, width, batch), 1, None, constants)
+    size = (width * constants.stride, height * constants.stride)
+    profile = profile_for("flow", engine.inputs, constants, [size], [batch])
+    for call in engine.calls:
+        assert profile.covers(check_tensors("flow", engine.inputs, call.feeds))
 
 
 def test_a_constant_field_has_no_seams(fakes: Any) -> None:
