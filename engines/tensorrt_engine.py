@@ -162,7 +162,8 @@ class TensorRtEngine:
 def _widened(record: PlanRecord, sizes: Mapping[str, int]) -> BuildRequest:
     """The request of a plan with what these sizes need added."""
     request, ranges = record.request, record.profile.ranges
-    low, high = max(request.batches), ranges["n"][2]
+    low = max(request.batches)
+    high = ranges["n"][2] if "n" in ranges else low
     batch = -(-sizes.get("n", 1) * low // high)  # the flow takes several tiles of each picture
     if batch > low:
         request = msgspec.structs.replace(request, batches=(*request.batches, batch))
