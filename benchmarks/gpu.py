@@ -91,7 +91,8 @@ class Recorder:
             self.calls.append((engine, dict(feeds), outputs))
             return outputs
 
-        return SimpleNamespace(run=run, close=engine.close)
+        ends = {"inputs": engine.inputs, "outputs": engine.outputs}
+        return SimpleNamespace(run=run, close=engine.close, **ends)
 
 
 def python_share(name: str, bundle: Bundle, data: bytes, size: int, decode_ms: float) -> float:
@@ -126,6 +127,11 @@ def call_times(engine: Engine, feeds: dict[str, Any], rounds: int) -> dict[str, 
     np.asarray(next(iter(last.values())))
     total = time.perf_counter() - began
     return {"run_us": round(1e6 * total / rounds, 1), "host_us": round(1e6 * min(busy), 1)}
+
+
+def corner(array: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:
+    """The first rows and columns, as many as a graph takes at once."""
+    return np.ascontiguousarray(array[..., :side, :side])
 
 
 def measure(name: str, bundle: Bundle, size: int, rounds: int, ceiling: float) -> dict[str, Any]:
@@ -176,15 +182,17 @@ def measure(name: str, bundle: Bundle, size: int, rounds: int, ceiling: float) -
         times = interleaved(contenders, rounds)
         one = np.ones(1, np.float32)
         tile = min(side, constants.flow_tile)
-        corner = (..., slice(tile * cells // side), slice(tile * cells // side))
-        feeds = {
-            "x": np.ascontiguousarray(start[corner]),
-            "tokens": np.ascontiguousarray(tokens[:, :tile, :tile]),
-            **{"t": one, "dt": one, **condition},
+        together = constants.flow_batch if side > tile else 1
+        pictures = {
+            "x": corner(start, tile * cells // side),
+            "tokens": corner(tokens, tile),
+            **condition,
         }
+        feeds = {name: np.repeat(array, together, axis=0) for name, array in pictures.items()}
+        most = min(side, constants.decoder_tile + 2 * constants.decoder_margin)
         calls = {
-            "flow": call_times(flow, feeds, rounds),
-            "decoder": call_times(decoder, {"x": start}, rounds),
+            "flow": call_times(flow, {**feeds, "t": one, "dt": one}, rounds),
+            "decoder": call_times(decoder, {"x": corner(start, most * cells // side)}, rounds),
         }
     results: dict[str, Any] = {"backend": backend.name, "size": size}
     for steps in STEPS:

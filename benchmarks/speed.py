@@ -112,7 +112,9 @@ class EagerCodec:
         self, tokens: torch.Tensor, start: torch.Tensor, steps: int, *text: torch.Tensor
     ) -> np.ndarray[Any, Any]:
         """Tokens (1,h,w) and noise -> pixels; ``text``: what the flow takes of captions."""
-        captions = {f"text {number}": _Tensor(tensor) for number, tensor in enumerate(text)}
+        captions = {
+            name: _Tensor(tensor) for name, tensor in zip(("text", "pooled"), text, strict=False)
+        }
         latent = sample(
             _TorchFlow(self.flow, self.device),
             tokens.cpu().numpy(),
@@ -154,7 +156,7 @@ class _TorchFlow:
         self._flow, self._device = flow, device
 
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
-        made = self._flow(*(_tensor(feed, self._device) for feed in feeds.values()))
+        made = self._flow(**{name: _tensor(feed, self._device) for name, feed in feeds.items()})
         return {"x_next": _Tensor(made) if on_device else made.cpu().numpy()}
 
 

@@ -131,7 +131,9 @@ class Gpu:
     def trace(self) -> Iterator[dict[str, float]]:
         """Milliseconds by name of all work that is ``timed`` inside; they are there at the end.
 
-        Times are the GPU's own, from event to event; under ENQUEUE stands what queueing took.
+        Times are the GPU's own, from event to event: where it waits for the host to queue work, as
+        that of a graph which is not captured, that is in them. Under ENQUEUE stands what queueing
+        took.
         Raises BackendError when some of the work failed.
         """
         times_ms: dict[str, float] = {}

@@ -87,11 +87,15 @@ def profile_for(
     codec does not know.
     """
     symbols = {split_axis(a)[1] for spec in specs for a in spec.shape if isinstance(a, str)}
-    # Of each picture of a batch the flow takes some tiles together.
-    together = codec.flow_batch if kind in _FLOWS else 1
-    ranges = {"n": _batch_range(batches, together)}
+    ranges = {"n": _batch_range(batches)}
     grids = [_grid(size, codec.stride) for size in sizes]
     side = _largest_side(kind, codec)
+    if kind in _FLOWS:  # of each picture that is more than a tile it takes some tiles together
+        sides = [max(grid) for grid in grids] or [codec.flow_tile + 1]
+        typical, most = (
+            codec.flow_batch if reach > codec.flow_tile else 1 for reach in (sides[0], max(sides))
+        )
+        ranges["n"] = (1, typical * ranges["n"][1], most * ranges["n"][2])
     if side is not None:
         typical = -(-_TUNED_SIDE // codec.stride)
         first = grids[0] if grids else (typical, typical)
@@ -134,11 +138,11 @@ def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
     return -(-height // stride), -(-width // stride)
 
 
-def _batch_range(batches: Sequence[int], together: int) -> Range:
+def _batch_range(batches: Sequence[int]) -> Range:
     if not batches or not all(1 <= batch <= MAX_BATCH for batch in batches):
         got = ", ".join(map(str, batches)) or "none"
         raise UsageError(f"expected batches of 1 to {MAX_BATCH}, got {got}")
-    return 1, together * batches[0], together * max(batches)
+    return 1, batches[0], max(batches)
 
 
 def _check_elements(kind: str, spec: TensorSpec, profile: Profile) -> None:

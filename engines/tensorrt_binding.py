@@ -169,22 +169,23 @@ class Binding:
                 from_host.append((slot, feed))
         if from_host:
             self._uploaded.wait()  # the last upload may still be reading there
+            for slot, feed in from_host:
+                np.copyto(self._staged[slot.name], np.asarray(feed))
+            # One copy for all of them; what lies between is overwritten below.
+            first, last = from_host[0][0], from_host[-1][0]
+            size_bytes = last.offset + last.size_bytes - first.offset
             with self._gpu.timed(_TO_DEVICE):
-                self._upload(from_host)
+                self._gpu.copy(
+                    self._input.address + first.offset,
+                    self._staging.address + first.offset,
+                    size_bytes,
+                )
+            self._uploaded.put()
         if from_device:
             with self._gpu.timed(_ON_DEVICE):
                 for slot, feed in from_device:
                     target = self._input.address + slot.offset
                     self._gpu.copy(target, feed.address, slot.size_bytes)
-
-    def _upload(self, feeds: Sequence[tuple[_Slot, Buffer]]) -> None:
-        """Queue one copy for all feeds; what lies between them is overwritten afterwards."""
-        for slot, feed in feeds:
-            np.copyto(self._staged[slot.name], np.asarray(feed))
-        first, last = feeds[0][0].offset, feeds[-1][0].offset + feeds[-1][0].size_bytes
-        source, target = self._staging.address + first, self._input.address + first
-        self._gpu.copy(target, source, last - first)
-        self._uploaded.put()
 
     def execute(self) -> None:
         """Queue the graph: as it is at first, and as a captured CUDA graph from then on."""

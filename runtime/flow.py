@@ -1,7 +1,8 @@
 """Sampling the flow: seeded noise, a few Euler steps, and the decoder, tile by tile where needed.
 
 What is larger than a tile is sampled on overlapping tiles whose results are blended in latent space
-after every step, so that seams cannot form; the memory needed is that of one tile.
+after every step, so that seams cannot form; the memory needed is that of a few tiles and of two
+latents.
 """
 
 from __future__ import annotations

@@ -56,8 +56,15 @@ def test_without_sizes_every_picture_fits(constants: CodecConstants) -> None:
 
 def test_the_flow_takes_several_tiles_of_each_picture(constants: CodecConstants) -> None:
     together: Any = msgspec.structs.replace(constants, flow_batch=4)
-    for kind, batches in (("flow", (1, 4, 12)), ("decoder", (1, 1, 3))):
-        assert profile_for(kind, (TOKENS,), together, (), (1, 3)).ranges["n"] == batches
+    small, large = (128, 128), (132, 8)  # a tile is 32 tokens of 4 px
+    for kind, sizes, batches in (
+        ("flow", (), (1, 4, 12)),
+        ("flow", (small,), (1, 1, 3)),
+        ("flow", (small, large), (1, 1, 12)),
+        ("flow_guided", (large, small), (1, 4, 12)),
+        ("decoder", (large,), (1, 1, 3)),
+    ):
+        assert profile_for(kind, (TOKENS,), together, sizes, (1, 3)).ranges["n"] == batches
 
 
 def test_positions_reach_from_one_cell_to_all(constants: CodecConstants) -> None:
