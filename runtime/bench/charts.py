@@ -223,7 +223,7 @@ def _without_batch(case: Case) -> str:
 
 def _margin(names: Sequence[str]) -> int:
     """Room for the names of rows."""
-    return min(400, 24 + round(6.6 * max(map(len, names))))
+    return min(480, 24 + round(6.6 * max(map(len, names))))
 
 
 def _frame(x: Axis, ticks: Sequence[float], bottom: float) -> list[str]:
