@@ -43,7 +43,7 @@ class Gpu:
     def __init__(self) -> None:
         self._core, self._bindings = _import_cuda()
         self._lost: str | None = None
-        self._spans: list[_Span] | None = None
+        self._spans: list[tuple[str, Mark, Mark, float]] | None = None
         self._entered = threading.local()
         self._pinned: dict[int, list[Any]] = {}  # size -> host buffers that nobody uses
         try:
@@ -123,9 +123,10 @@ class Gpu:
         except Exception as error:
             raise self.failure("copying", error) from error
 
-    def mark(self) -> Mark:
-        """A mark to put behind queued work and to wait for."""
-        return Mark(self, self._device.create_event(), self._stream)
+    def mark(self, *, timed: bool = False) -> Mark:
+        """A mark to put behind queued work and to wait for; ``timed``: and to tell times by."""
+        options = self._core.EventOptions(timing_enabled=True) if timed else None
+        return Mark(self, self._device.create_event(options), self._stream)
 
     @contextlib.contextmanager
     def trace(self) -> Iterator[dict[str, float]]:
@@ -133,24 +134,18 @@ class Gpu:
 
         Times are the GPU's own, from event to event: where it waits for the host to queue work, as
         that of a graph which is not captured, that is in them. Under ENQUEUE stands what queueing
-        took.
-        Raises BackendError when some of the work failed.
+        took. Raises BackendError when some of the work failed.
         """
         times_ms: dict[str, float] = {}
-        spans: list[_Span] = []
-        self._spans = spans
+        self._spans = spans = list[tuple[str, Mark, Mark, float]]()
         try:
             yield times_ms
         finally:
             self._spans = None
         self.wait()
-        for span in spans:
-            try:
-                elapsed_ms = float(span.ended - span.began)
-            except Exception as error:
-                raise self.failure("reading times of events", error) from error
-            times_ms[span.name] = times_ms.get(span.name, 0.0) + elapsed_ms
-            times_ms[ENQUEUE] = times_ms.get(ENQUEUE, 0.0) + span.host_ms
+        for name, began, ended, host_ms in spans:
+            times_ms[name] = times_ms.get(name, 0.0) + ended.since_ms(began)
+            times_ms[ENQUEUE] = times_ms.get(ENQUEUE, 0.0) + host_ms
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -159,14 +154,13 @@ class Gpu:
         if spans is None:
             yield
             return
-        options = self._core.EventOptions(timing_enabled=True)
-        began, ended = (self._device.create_event(options) for _ in range(2))
-        Mark(self, began, self._stream).put()
+        began, ended = self.mark(timed=True), self.mark(timed=True)
+        began.put()
         before = time.perf_counter()
         yield
         host_ms = (time.perf_counter() - before) * 1000
-        Mark(self, ended, self._stream).put()
-        spans.append(_Span(name, began, ended, host_ms))
+        ended.put()
+        spans.append((name, began, ended, host_ms))
 
     def capture(self, enqueue: Callable[[int], bool]) -> Captured | None:
         """Record what ``enqueue`` queues on the stream it is given, to be launched as one.
@@ -269,6 +263,13 @@ class Mark:
         except Exception as error:
             raise self._gpu.failure("waiting for the GPU", error) from error
 
+    def since_ms(self, earlier: Mark) -> float:
+        """Milliseconds on the GPU's clock between two timed marks, both of which were reached."""
+        try:
+            return float(self._event - earlier._event)
+        except Exception as error:
+            raise self._gpu.failure("reading the times of events", error) from error
+
 
 class Captured:
     """Work that was captured; the memory that it names must live as long as it is launched."""
@@ -288,16 +289,6 @@ class Captured:
     def free(self) -> None:
         with contextlib.suppress(Exception):
             self._graph.close()
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Work between two events, and what queueing it took the host."""
-
-    name: str
-    began: Any
-    ended: Any
-    host_ms: float
 
 
 class _Lease:

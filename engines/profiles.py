@@ -91,10 +91,8 @@ def profile_for(
     grids = [_grid(size, codec.stride) for size in sizes]
     side = _largest_side(kind, codec)
     if kind in _FLOWS:  # of each picture that is more than a tile it takes some tiles together
-        sides = [max(grid) for grid in grids] or [codec.flow_tile + 1]
-        typical, most = (
-            codec.flow_batch if reach > codec.flow_tile else 1 for reach in (sides[0], max(sides))
-        )
+        together = [codec.flow_batch if max(grid) > codec.flow_tile else 1 for grid in grids]
+        typical, most = (together[0], max(together)) if grids else (codec.flow_batch,) * 2
         ranges["n"] = (1, typical * ranges["n"][1], most * ranges["n"][2])
     if side is not None:
         typical = -(-_TUNED_SIDE // codec.stride)

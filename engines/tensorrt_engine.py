@@ -162,10 +162,10 @@ class TensorRtEngine:
 def _widened(record: PlanRecord, sizes: Mapping[str, int]) -> BuildRequest:
     """The request of a plan with what these sizes need added."""
     request, ranges = record.request, record.profile.ranges
-    low = max(request.batches)
-    high = ranges["n"][2] if "n" in ranges else low
-    batch = -(-sizes.get("n", 1) * low // high)  # the flow takes several tiles of each picture
-    if batch > low:
+    pictures = max(request.batches)
+    together = ranges["n"][2] // pictures if "n" in ranges else 1  # tiles of each, for the flow
+    batch = -(-sizes.get("n", 1) // together)
+    if batch > pictures:
         request = msgspec.structs.replace(request, batches=(*request.batches, batch))
     grid = [(axis, ranges[axis][2]) for axis in "hw" if axis in ranges]
     if request.sizes and any(sizes[axis] > high for axis, high in grid):
