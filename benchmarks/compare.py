@@ -25,8 +25,8 @@ from PIL import Image
 from benchmarks.environment import report
 from benchmarks.speed import EagerCodec, interleaved, summary
 from percoedge import Codec
-from percoedge.engines.backends import available
-from percoedge.runtime.demo import shipped_photo
+from percoedge.engines.selection import available
+from percoedge.runtime.cli.demo import shipped_photo
 
 PACKAGES = ("tensorrt", "tensorrt-rtx", "cuda-core", "cuda-bindings", "onnxruntime-gpu")
 _TORCH = ("eager", "compile")

@@ -26,8 +26,8 @@ from percoedge import Codec
 from percoedge.bitstream.rangecoder import MAX_WEIGHT
 from percoedge.bitstream.schedules import SCHEDULES, pass_count
 from percoedge.export.config import load_config
-from percoedge.export.mim import Mim
-from percoedge.export.onnx_files import OPSET
+from percoedge.export.graphs.onnx_files import OPSET
+from percoedge.export.models.mim import Mim
 from percoedge.runtime.entropy import EntropyCodec
 from percoedge.runtime.images import read_image
 

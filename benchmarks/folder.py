@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from benchmarks.environment import report
 from benchmarks.speed import interleaved, summary
 from percoedge import Codec
-from percoedge.runtime.cli import main as percoedge
+from percoedge.runtime.cli.main import main as percoedge
 from percoedge.runtime.images import write_image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}

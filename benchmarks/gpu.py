@@ -30,15 +30,15 @@ from benchmarks.speed import EagerCodec, interleaved, summary
 from percoedge import Codec
 from percoedge.bitstream.container import unpack
 from percoedge.bitstream.rangecoder import TokenDecoder
-from percoedge.engines.backends import BACKENDS
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Engine, Graph
-from percoedge.engines.cuda import Gpu
-from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
-from percoedge.engines.tensorrt_backend import TensorRtBackend
-from percoedge.engines.tensorrt_library import LIBRARIES
+from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
+from percoedge.engines.selection import BACKENDS
+from percoedge.engines.tensorrt.backend import TensorRtBackend
+from percoedge.engines.tensorrt.cuda import Gpu
+from percoedge.engines.tensorrt.library import LIBRARIES
 from percoedge.errors import BackendError
-from percoedge.runtime.cli import main as percoedge
+from percoedge.runtime.cli.main import main as percoedge
 from percoedge.runtime.flow import decode_latent, noise, sample
 
 PACKAGES = ("tensorrt", "tensorrt-rtx", "cuda-core", "cuda-bindings", "onnxruntime-gpu")

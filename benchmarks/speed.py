@@ -30,8 +30,8 @@ from percoedge.bitstream.rangecoder import TokenDecoder, TokenEncoder
 from percoedge.bitstream.schedules import passes
 from percoedge.engines.contract import Buffer
 from percoedge.export.config import load_config
-from percoedge.export.family import Family
-from percoedge.export.graphs import DecoderGraph, EncoderGraph, FlowGraph
+from percoedge.export.graphs.modules import DecoderGraph, EncoderGraph, FlowGraph
+from percoedge.export.models.family import Family
 from percoedge.runtime.flow import noise, sample
 
 

@@ -186,7 +186,7 @@ def _weights(context: bytes) -> NDArray[np.int64]:
 @lru_cache(maxsize=1)
 def _tables() -> _Tables:
     """Read the tables; below the longest order a count is that of the different bytes in front."""
-    data = Path(__file__).with_name(TABLES_FILE).read_bytes()
+    data = (Path(__file__).with_name("tables") / TABLES_FILE).read_bytes()
     start = 2 + int.from_bytes(data[:2], "big")
     entries = np.frombuffer(data, np.uint8, offset=start).reshape(-1, ORDER + 2).astype(np.int64)
     grams = entries[:, : ORDER + 1] @ (1 << 8 * np.arange(ORDER, -1, -1))

@@ -5,8 +5,8 @@ Nothing here knows what a codec is. Importing this package imports no library th
 
 from __future__ import annotations
 
-from percoedge.engines.backends import BACKENDS, BackendStatus, available, select
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
+from percoedge.engines.bundle.manifest import CodecConstants, Manifest
 from percoedge.engines.contract import (
     Backend,
     Buffer,
@@ -16,7 +16,7 @@ from percoedge.engines.contract import (
     GraphSource,
     TensorSpec,
 )
-from percoedge.engines.manifest import CodecConstants, Manifest
+from percoedge.engines.selection import BACKENDS, BackendStatus, available, select
 
 __all__ = [
     "BACKENDS",

@@ -18,17 +18,17 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from percoedge.errors import BundleError
-from percoedge.export.checkpoints import (
+from percoedge.export.config import Config
+from percoedge.export.models.checkpoints import (
     fill,
     fill_at_random,
     read_config,
     read_tensors,
     without_weights,
 )
-from percoedge.export.config import Config
-from percoedge.export.family import Family
-from percoedge.export.mim import Mim
-from percoedge.export.text import byte_tokenizer, read_tokenizer, tower_length
+from percoedge.export.models.family import Family
+from percoedge.export.models.mim import Mim
+from percoedge.export.models.text import byte_tokenizer, read_tokenizer, tower_length
 
 TOWER_FOLDERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3"}
 _PATCH = "pos_embed.proj.weight"

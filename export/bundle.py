@@ -25,16 +25,16 @@ import torch
 from msgspec.structs import replace
 
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
-from percoedge.engines.manifest import CodecConstants
+from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.errors import BundleError, PercoedgeError
 from percoedge.export.assemble import Assembly, Sources, assemble, random_family
+from percoedge.export.checks.parity import check_parity, format_table
 from percoedge.export.config import RATES, Config, at_rate, load_config
-from percoedge.export.exact import IntegerMim, integer_mim, language_digest, prove
-from percoedge.export.exact_graph import entropy_graphs
-from percoedge.export.family import Family, in_precision
-from percoedge.export.graphs import entropy_specs, graph_plans, graph_ranges
-from percoedge.export.int8 import with_int8
-from percoedge.export.onnx_files import (
+from percoedge.export.exact.graph import entropy_graphs
+from percoedge.export.exact.integers import IntegerMim, integer_mim, language_digest, prove
+from percoedge.export.graphs.int8 import with_int8
+from percoedge.export.graphs.modules import entropy_specs, graph_plans, graph_ranges
+from percoedge.export.graphs.onnx_files import (
     OPSET,
     WeightFile,
     example_feeds,
@@ -42,8 +42,8 @@ from percoedge.export.onnx_files import (
     trace,
     write_program,
 )
-from percoedge.export.parity import check_parity, format_table
-from percoedge.export.text import null_condition
+from percoedge.export.models.family import Family, in_precision
+from percoedge.export.models.text import null_condition
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _EXAMPLE_SIZES = {"n": 2, "h": 5, "w": 7}  # odd and unequal, so that nothing is baked in

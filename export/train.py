@@ -15,20 +15,20 @@ import torch
 
 from percoedge.engines.bundle import Bundle
 from percoedge.export.config import load_config
-from percoedge.export.data import Photos
-from percoedge.export.family import Family
-from percoedge.export.latents import LatentPhotos
-from percoedge.export.stages import (
+from percoedge.export.models.family import Family
+from percoedge.export.training.data import Photos
+from percoedge.export.training.latents import LatentPhotos
+from percoedge.export.training.stages import (
     freeze,
     latent_statistics,
     train_codec,
     train_vae,
     validation_images,
 )
-from percoedge.export.stages_mim import train_mim
-from percoedge.export.stages_refine import train_refine
-from percoedge.export.trainer import pick_device
-from percoedge.export.warm_start import family_from_bundle
+from percoedge.export.training.stages_mim import train_mim
+from percoedge.export.training.stages_refine import train_refine
+from percoedge.export.training.trainer import pick_device
+from percoedge.export.training.warm_start import family_from_bundle
 
 
 def train(

@@ -15,16 +15,16 @@ from PIL import Image
 
 from percoedge.bitstream.container import Header, Stream, pack, unpack
 from percoedge.bitstream.schedules import pass_count
-from percoedge.engines.backends import select
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
+from percoedge.engines.selection import select
 from percoedge.errors import BundleMismatchError, StreamError, UsageError
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.entropy import DecodedTokens, EntropyCodec
 from percoedge.runtime.images import Source, read_image
+from percoedge.runtime.info import describe
 from percoedge.runtime.rendering import batch_parts, render
 from percoedge.runtime.settings import Settings
-from percoedge.runtime.stream_info import describe
 from percoedge.runtime.text import TextConditioner
 from percoedge.runtime.tiles import context_tiles
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import Buffer, Engine
-from percoedge.engines.manifest import CodecConstants
 from percoedge.errors import BackendError
 from percoedge.runtime.tiles import Tile, context_tiles, overlapping_tiles, ramp
 

@@ -8,8 +8,8 @@ from argparse import Namespace
 from dataclasses import dataclass
 
 from percoedge.bitstream.container import MAX_SIDE
-from percoedge.engines.backends import BACKENDS
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.selection import BACKENDS
 from percoedge.errors import UsageError
 from percoedge.runtime.settings import MAX_STEPS
 

@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 from percoedge.bitstream.container import MAX_SIDE, unpack
-from percoedge.engines.backends import select
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
-from percoedge.engines.cuda import ENQUEUE
-from percoedge.engines.tensorrt_backend import TensorRtBackend
+from percoedge.engines.selection import select
+from percoedge.engines.tensorrt.backend import TensorRtBackend
+from percoedge.engines.tensorrt.cuda import ENQUEUE
 from percoedge.runtime.bench.case import Case, Limits
 from percoedge.runtime.bench.ceiling import Ceiling, measure_ceiling
 from percoedge.runtime.bench.graph_cost import GraphCost, cost_of
@@ -32,8 +32,8 @@ from percoedge.runtime.bench.meters import DeviceMemory, find_meter, peak_host_b
 from percoedge.runtime.bench.onnx_graph import read_graph
 from percoedge.runtime.bench.probe import Call, Layout, Probe, stages_of
 from percoedge.runtime.bench.shape_rules import Tensor
+from percoedge.runtime.cli.demo import shipped_photo
 from percoedge.runtime.codec import Codec
-from percoedge.runtime.demo import shipped_photo
 from percoedge.runtime.images import write_image
 from percoedge.runtime.rendering import batch_parts
 

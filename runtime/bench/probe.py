@@ -14,7 +14,7 @@ import numpy as np
 
 from percoedge.bitstream.schedules import pass_count, passes
 from percoedge.engines.contract import Backend, Buffer, Engine, Graph, TensorSpec
-from percoedge.engines.tensorrt_library import LIBRARIES
+from percoedge.engines.tensorrt.library import LIBRARIES
 from percoedge.runtime.ranges import named_range
 from percoedge.runtime.tiles import grid_tiles
 

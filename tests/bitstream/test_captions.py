@@ -11,13 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from percoedge.bitstream import captions as captions_module
-from percoedge.bitstream.build_caption_tables import build_tables
 from percoedge.bitstream.captions import MAX_CAPTION_BYTES, pack_caption, unpack_caption
 from percoedge.bitstream.rangecoder import TokenEncoder
+from percoedge.bitstream.tables.build import build_tables
 from percoedge.errors import StreamError, UsageError
 
 UNSEEN = Path(__file__).with_name("captions_unseen.txt").read_text(encoding="utf-8").splitlines()
-FOLDER = Path(captions_module.__file__).parent
+FOLDER = Path(captions_module.__file__).parent / "tables"
 RAW, DEFLATE, MODEL = 0x00, 0x40, 0x80
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=300).filter(

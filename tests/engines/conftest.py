@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tensorrt_stand_in import Place
 
-from percoedge.engines import cuda, tensorrt_backend, tensorrt_library
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
+from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import GraphSource, TensorSpec
-from percoedge.engines.manifest import CodecConstants
+from percoedge.engines.tensorrt import backend as tensorrt_backend
+from percoedge.engines.tensorrt import cuda
+from percoedge.engines.tensorrt import library as tensorrt_library
 
 F16, F32, I32, U8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT32, TensorProto.UINT8
 CONSTANTS = CodecConstants(

@@ -20,12 +20,12 @@ from gpu_stand_in import StandInGpu
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Engine, GraphSource, TensorSpec, check_tensors, split_axis
-from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
-from percoedge.engines.plan_cache import PlanCache
-from percoedge.engines.plan_record import BuildRequest
-from percoedge.engines.profiles import Profile, profile_for
-from percoedge.engines.tensorrt_backend import TensorRtBackend
-from percoedge.engines.tensorrt_library import Library
+from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
+from percoedge.engines.plans.cache import PlanCache
+from percoedge.engines.plans.profiles import Profile, profile_for
+from percoedge.engines.plans.record import BuildRequest
+from percoedge.engines.tensorrt.backend import TensorRtBackend
+from percoedge.engines.tensorrt.library import Library
 
 DataType = enum.Enum("DataType", "BOOL UINT8 INT8 INT32 INT64 HALF FLOAT")
 ComputeCapability = enum.Enum("ComputeCapability", "CURRENT SM75 SM80 SM86 SM89 SM120")

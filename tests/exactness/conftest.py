@@ -21,10 +21,10 @@ from reference import answered
 from run_onnxruntime import VARIANTS
 
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
-from percoedge.export.exact import IntegerMim
-from percoedge.export.exact_graph import integers_of
-from percoedge.export.onnx_files import whole_model
+from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
+from percoedge.export.exact.graph import integers_of
+from percoedge.export.exact.integers import IntegerMim
+from percoedge.export.graphs.onnx_files import whole_model
 from percoedge.runtime.entropy import EntropyCodec
 
 _HERE = Path(__file__).parent

@@ -1,8 +1,8 @@
 """The right answers: the integers of an entropy graph, read back from its file, run in int64.
 
 No inference library takes part: the integers come out of the file's constants, and
-percoedge.export.exact computes with them in numpy. test_reference.py proves that nothing of the
-graph is overlooked, by building the graph anew from what was read.
+percoedge.export.exact.integers computes with them in numpy. test_reference.py proves that nothing
+of the graph is overlooked, by building the graph anew from what was read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 from cases import Case, digest
 
-from percoedge.export.exact import IntegerMim, reference_weights
+from percoedge.export.exact.integers import IntegerMim, reference_weights
 
 
 def answered(model: IntegerMim, cases: Iterable[Case]) -> list[Case]:

@@ -19,9 +19,9 @@ from run_onnxruntime import run_all
 from torch_model import run_precisions
 
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.onnxruntime_backend import OPTIMIZATIONS, OnnxRuntimeBackend
-from percoedge.export.exact import IntegerMim
-from percoedge.export.exact_graph import integers_of
+from percoedge.engines.onnxruntime.backend import OPTIMIZATIONS, OnnxRuntimeBackend
+from percoedge.export.exact.graph import integers_of
+from percoedge.export.exact.integers import IntegerMim
 
 
 def missing_provider() -> str | None:

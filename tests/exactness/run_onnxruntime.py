@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from percoedge import Codec
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.onnxruntime_backend import OPTIMIZATIONS, OnnxRuntimeBackend
+from percoedge.engines.onnxruntime.backend import OPTIMIZATIONS, OnnxRuntimeBackend
 
 VARIANTS = ("fp32", "int8")
 """The graphs of a bundle that CPUs run."""

@@ -7,7 +7,7 @@ from cases import Case, Report
 from run_cuda import missing_provider, missing_torch, try_provider, try_torch
 
 from percoedge.engines.bundle import Bundle
-from percoedge.export.exact import IntegerMim
+from percoedge.export.exact.integers import IntegerMim
 
 pytestmark = pytest.mark.gpu
 

@@ -13,7 +13,7 @@ from cases import Case, Report, Tally, compare
 from run_onnxruntime import VARIANTS, opened, run_all
 
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.onnxruntime_backend import OPTIMIZATIONS
+from percoedge.engines.onnxruntime.backend import OPTIMIZATIONS
 
 THREADS = (1, 2)
 REPEATS = 1000

@@ -10,9 +10,9 @@ from cases import Case, Tally, batches, compare, digest, make_cases, read_cases
 from numpy.typing import NDArray
 
 from percoedge.engines.bundle import Bundle
-from percoedge.export.exact import IntegerMim, prove, reference_weights
-from percoedge.export.exact_graph import entropy_graphs
-from percoedge.export.onnx_files import OPSET, WeightFile
+from percoedge.export.exact.graph import entropy_graphs
+from percoedge.export.exact.integers import IntegerMim, prove, reference_weights
+from percoedge.export.graphs.onnx_files import OPSET, WeightFile
 
 
 def test_the_integers_read_from_the_graph_make_the_very_same_graphs(

@@ -6,7 +6,7 @@ import torch
 from cases import Case, Report, Tally
 from torch_model import run_precisions
 
-from percoedge.export.exact import IntegerMim
+from percoedge.export.exact.integers import IntegerMim
 
 
 def test_torch_at_every_matmul_precision(

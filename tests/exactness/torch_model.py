@@ -1,6 +1,6 @@
 """The exact model in PyTorch float32, to try its arithmetic on PyTorch's kernels.
 
-The same steps as the graph of percoedge.export.exact: integers carried in float32.
+The same steps as the graph of percoedge.export.exact.integers: integers carried in float32.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from cases import Case, Run, Tally, compare
 from numpy.typing import NDArray
 from torch import Tensor
 
-from percoedge.export.exact import IntegerLayer, IntegerMim
-from percoedge.export.mim import (
+from percoedge.export.exact.integers import IntegerLayer, IntegerMim
+from percoedge.export.models.mim import (
     ACTIVATION_MAX,
     ACTIVATION_MIN,
     HIDDEN_MAX,

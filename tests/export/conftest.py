@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from percoedge.export.config import Config, load_config
-from percoedge.export.family import Family
+from percoedge.export.models.family import Family
 
 MICRO: dict[str, dict[str, Any]] = {
     "codec": {"codebook_size": 32, "latent_channels": 4},

@@ -9,15 +9,15 @@ import torch
 from onnx import TensorProto
 
 from percoedge import Codec
-from percoedge.engines.backends import select
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.selection import select
 from percoedge.export.bundle import export_bundle
+from percoedge.export.checks.parity import check_parity
 from percoedge.export.config import Config, load_config
-from percoedge.export.family import Family
-from percoedge.export.graphs import graph_plans
-from percoedge.export.onnx_files import example_feeds
-from percoedge.export.parity import check_parity
-from percoedge.runtime.metrics import psnr_db
+from percoedge.export.graphs.modules import graph_plans
+from percoedge.export.graphs.onnx_files import example_feeds
+from percoedge.export.models.family import Family
+from percoedge.runtime.images.metrics import psnr_db
 
 _IN_INTEGERS = ("flow", "flow_guided", "decoder")
 

@@ -10,7 +10,7 @@ import pytest
 from percoedge.export.assemble import random_family
 from percoedge.export.bundle import export_bundle
 from percoedge.export.config import load_config
-from percoedge.runtime.cli import main
+from percoedge.runtime.cli.main import main
 
 TOWER = {
     "vocab_size": 300,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from percoedge.export.bundle import export_bundle
 from percoedge.export.config import CONFIG_DIR, load_config
-from percoedge.export.exact import integer_mim, language_digest
+from percoedge.export.exact.integers import integer_mim, language_digest
 from percoedge.export.train import train
 
 _OVERRIDES = {

@@ -35,21 +35,21 @@ from transformers import (
 )
 
 from percoedge import Codec
-from percoedge.engines.backends import select
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.selection import select
 from percoedge.errors import BackendError, BundleError, UsageError
 from percoedge.export import bundle as command
 from percoedge.export.assemble import Assembly, Sources, assemble
 from percoedge.export.bundle import export_bundle
+from percoedge.export.checks.parity import check_parity
 from percoedge.export.config import RATES, Config, at_rate, load_config
-from percoedge.export.family import Family, in_precision
-from percoedge.export.flow import FlowModel
-from percoedge.export.graphs import graph_plans, graph_ranges
-from percoedge.export.hyper import HyperEncoder, VectorQuantizer
-from percoedge.export.mim import Mim
-from percoedge.export.onnx_files import example_feeds, round_weights, trace
-from percoedge.export.parity import check_parity
-from percoedge.export.text import T5Graph
+from percoedge.export.graphs.modules import graph_plans, graph_ranges
+from percoedge.export.graphs.onnx_files import example_feeds, round_weights, trace
+from percoedge.export.models.family import Family, in_precision
+from percoedge.export.models.flow import FlowModel
+from percoedge.export.models.hyper import HyperEncoder, VectorQuantizer
+from percoedge.export.models.mim import Mim
+from percoedge.export.models.text import T5Graph
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.text import TextConditioner
 

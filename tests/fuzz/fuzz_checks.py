@@ -30,13 +30,13 @@ from percoedge.bitstream.rangecoder import (
 )
 from percoedge.bitstream.schedules import pass_count
 from percoedge.engines.bundle import Bundle, StoredGraph
+from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import GraphSource, TensorSpec
 from percoedge.engines.fake import FakeBackend, FakeEngine
-from percoedge.engines.manifest import CodecConstants
 from percoedge.errors import BundleMismatchError, StreamError
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.entropy import EntropyCodec
-from percoedge.runtime.stream_info import lines_from_description
+from percoedge.runtime.info import lines_from_description
 
 __all__ = [
     "FINGERPRINT",

@@ -19,7 +19,7 @@ from PIL import Image
 
 from percoedge import Codec
 from percoedge.bitstream.schedules import SCHEDULES
-from percoedge.runtime.demo import shipped_photo
+from percoedge.runtime.cli.demo import shipped_photo
 from percoedge.runtime.images import read_image
 
 HERE = Path(__file__).parent

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from percoedge.engines.backends import BACKENDS
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
-from percoedge.engines.cuda import Gpu
-from percoedge.engines.onnxruntime_backend import OnnxRuntimeBackend
-from percoedge.engines.plan_cache import CACHE_VARIABLE, PlanCache
-from percoedge.engines.tensorrt_backend import TensorRtBackend
-from percoedge.engines.tensorrt_library import LIBRARIES, find_library
+from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
+from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache
+from percoedge.engines.selection import BACKENDS
+from percoedge.engines.tensorrt.backend import TensorRtBackend
+from percoedge.engines.tensorrt.cuda import Gpu
+from percoedge.engines.tensorrt.library import LIBRARIES, find_library
 from percoedge.errors import BackendError
-from percoedge.runtime.cli import main
+from percoedge.runtime.cli.main import main
 
 _HERE = Path(__file__).parent
 GPU_BACKENDS = [name for name in BACKENDS if name != "onnxruntime-cpu"]

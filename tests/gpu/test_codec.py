@@ -16,11 +16,11 @@ from PIL import Image
 from percoedge import Codec
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
-from percoedge.engines.cuda import Gpu
-from percoedge.engines.tensorrt_backend import TensorRtBackend
+from percoedge.engines.tensorrt.backend import TensorRtBackend
+from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.errors import BackendError
-from percoedge.runtime.cli import main
-from percoedge.runtime.demo import shipped_photo
+from percoedge.runtime.cli.demo import shipped_photo
+from percoedge.runtime.cli.main import main
 from percoedge.runtime.flow import noise, sample
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -32,7 +32,7 @@ LOSE = """
 import sys
 import numpy as np
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.tensorrt_backend import TensorRtBackend
+from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.errors import BackendError
 
 backend = TensorRtBackend(sys.argv[1])

@@ -81,7 +81,7 @@ def test_wheel_names_the_licence_and_the_command(built: Path) -> None:
             for name in archive.namelist()
             if ".dist-info/" in name
         }
-    assert "percoedge = percoedge.runtime.cli:main" in texts["entry_points.txt"]
+    assert "percoedge = percoedge.runtime.cli.main:main" in texts["entry_points.txt"]
     assert "License-Expression: Apache-2.0" in texts["METADATA"]
     assert "Apache License" in texts["LICENSE"]
     assert "NOTICE" in texts

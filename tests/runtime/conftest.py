@@ -20,9 +20,9 @@ import pytest
 from numpy.typing import NDArray
 
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
+from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import TensorSpec
 from percoedge.engines.fake import FakeBackend, FakeEngine, GraphFunction
-from percoedge.engines.manifest import CodecConstants
 
 K = 64
 Feeds = Mapping[str, NDArray[Any]]

@@ -40,7 +40,7 @@ from percoedge.runtime.bench.tables import (
     summary_table,
     text_lines,
 )
-from percoedge.runtime.cli import main
+from percoedge.runtime.cli.main import main
 from percoedge.runtime.codec import Codec
 
 CASE = Case("fake", "auto", 70, 50, 1, 3, None)
@@ -143,7 +143,7 @@ class TestMeasuring:
         }
 
     def test_the_ceiling_of_a_real_backend(self) -> None:
-        from percoedge.engines.backends import select
+        from percoedge.engines.selection import select
 
         ceiling = measure_ceiling(select("onnxruntime-cpu", threads=1), int8=True, seconds=0)
         assert ceiling.dtype == "float32"

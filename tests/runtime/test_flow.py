@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from percoedge.engines.contract import TensorSpec, check_tensors
-from percoedge.engines.profiles import profile_for
+from percoedge.engines.plans.profiles import profile_for
 from percoedge.errors import BackendError
 from percoedge.runtime.flow import decode_latent, noise, sample
 

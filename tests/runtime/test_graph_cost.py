@@ -91,8 +91,8 @@ def test_operations_are_those_that_pytorch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     from percoedge.export.config import load_config
-    from percoedge.export.family import Family
-    from percoedge.export.graphs import DecoderGraph, FlowGraph
+    from percoedge.export.graphs.modules import DecoderGraph, FlowGraph
+    from percoedge.export.models.family import Family
 
     family = Family(load_config("tiny")).eval()
     bundle = Bundle.open("tiny")

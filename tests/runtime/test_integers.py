@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from percoedge import Codec
-from percoedge.runtime.demo import shipped_photo
-from percoedge.runtime.metrics import ms_ssim, psnr_db
+from percoedge.runtime.cli.demo import shipped_photo
+from percoedge.runtime.images.metrics import ms_ssim, psnr_db
 
 SIZE = (256, 192)
 

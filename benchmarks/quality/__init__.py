@@ -1,0 +1,1 @@
+"""Rate, distortion and perception of a bundle on a folder of images."""

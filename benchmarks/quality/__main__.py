@@ -1,0 +1,237 @@
+"""Rate, distortion and perception of a bundle on a folder of photos, through real files.
+
+    python -m benchmarks.quality DIR [--limit N] [--steps 1,4] [--passes 8] [--guidance 1]
+        [--rivals] [--plot FILE] [--plane FILE] [--sheet FILE] [--images OUT] [--save NAME]
+
+Every photo is encoded to a file and decoded from it; the tokens that the file carries must be those
+encoded. ``--passes``, ``--steps`` and ``--guidance`` take several values, of which all combinations
+are measured; guidance other than 1 needs a bundle that has it. ``--rivals`` gives JPEG, WebP, AVIF
+and JPEG XL the bytes of each of our files.
+
+Seconds of one Xeon core for a photo of 512x512 and `tiny`: 2 for 1 and 4 steps; 3 more for the
+rivals; 24 for both at eight numbers of passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.environment import RESULTS, report
+from benchmarks.quality.learned import Learned
+from benchmarks.quality.perceptual import PATCH_PX
+from benchmarks.quality.rivals import RIVALS, PhotoRival, Rival, version
+from benchmarks.quality.scores import Originals, Scores, Setting, table, write_csv
+from benchmarks.quality.sheet import Picture, draw_sheet, evenly_spaced, sheet_settings
+from percoedge import Codec
+from percoedge.bitstream.schedules import pass_count, passes
+from percoedge.errors import ImageError, PercoedgeError
+from percoedge.runtime.images import read_image
+
+__all__ = ["Evaluation", "main"]
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}
+_SHEET_PHOTOS = 5
+
+Pixels = NDArray[np.uint8]
+
+
+class Evaluation:
+    """The scores of all settings, filled a photo at a time."""
+
+    def __init__(
+        self, codec: Codec, settings: Sequence[Setting], rivals: Sequence[Rival], learned: Learned
+    ) -> None:
+        self._codec = codec
+        self._rivals = rivals
+        self._sent = list(dict.fromkeys(setting.passes for setting in settings))
+        beside = [Setting(rival.name, sent) for rival in rivals for sent in self._sent]
+        self.originals = Originals(learned)
+        self.scores = {one: Scores(one, self.originals) for one in [*settings, *beside]}
+        self.files = 0
+        self.files_read_back = 0
+
+    def add(self, name: str, pixels: Pixels) -> dict[Setting, Picture]:
+        """Measure one photo uint8 (H,W,3). Returns what became of it, with captions."""
+        self.originals.add_photo(name, pixels)
+        tokens = self._codec.tokens(pixels)
+        rivals = [PhotoRival(rival, pixels) for rival in self._rivals]
+        pictures: dict[Setting, Picture] = {}
+        for sent in self._sent:
+            data = _through_a_file(self._codec.encode(pixels, passes=sent))
+            self.files += 1
+            self.files_read_back += self._carries(data, tokens, sent)
+            for one in self.scores:
+                if one.passes == sent and one.steps is not None:
+                    image = self._codec.decode(data, steps=one.steps, guidance=one.guidance)
+                    pictures[one] = self._score(one, np.asarray(image), len(data))
+            for rival in rivals:
+                attempt = rival.best(len(data))
+                beside = Setting(rival.name, sent)
+                pictures[beside] = self._score(
+                    beside,
+                    attempt.pixels,
+                    attempt.size_bytes,
+                    f", enlarged from 1/{attempt.shrink}" if attempt.shrink > 1 else "",
+                    fits=attempt.fits,
+                )
+        return pictures
+
+    def _score(
+        self, one: Setting, output: Pixels, size_bytes: int, note: str = "", *, fits: bool = True
+    ) -> Picture:
+        row = self.scores[one].add_output(output, size_bytes, fits=fits)
+        quality = f"{row['psnr_db']:.1f} dB, MS-SSIM {row['ms_ssim']:.3f}"
+        return Picture(output, f"{size_bytes} bytes, {quality}", note)
+
+    def _carries(self, data: bytes, tokens: NDArray[np.int32], sent: int) -> bool:
+        """Whether the tokens of the passes sent come out of the file as they went in."""
+        schedule = self._codec.bundle.codec.schedule
+        cells = np.concatenate(list(passes(schedule, *tokens.shape))[:sent])
+        decoded = self._codec.decode_tokens(data)
+        return np.array_equal(decoded.ravel()[cells], tokens.ravel()[cells])
+
+
+def _through_a_file(data: bytes) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "photo.pco")
+        file.write_bytes(data)
+        return file.read_bytes()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of the measurement."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    photos = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    photos = photos[: args.limit]
+    if not photos:
+        parser.error(f"no photos in {args.folder}")
+    # What is not installed is told before the work, not after it.
+    plots = importlib.import_module("benchmarks.quality.plots") if args.plot or args.plane else None
+    versions = {rival.name: version(rival) for rival in RIVALS} if args.rivals else {}
+    rivals = [rival for rival in RIVALS if versions.get(rival.name, "missing") != "missing"]
+    began = time.perf_counter()
+    try:
+        with Codec.load(args.bundle) as codec:
+            evaluation = Evaluation(codec, _settings(codec, args), rivals, Learned(args.learned))
+            sheet = _measure(evaluation, photos, args)
+            bundle = codec.bundle
+    except PercoedgeError as error:
+        parser.error(str(error))
+    scores = list(evaluation.scores.values())
+    report(
+        args.save or "quality",
+        {
+            "bundle": bundle.name,
+            "fingerprint": bundle.fingerprint.hex(),
+            "photos": len(photos),
+            "seconds": round(time.perf_counter() - began),
+            "files": evaluation.files,
+            "files_whose_tokens_survived": evaluation.files_read_back,
+            **({"rivals": versions} if versions else {}),
+            "results": [_rounded(one.result()) for one in scores],
+        },
+        save=args.save is not None,
+        show=args.json,
+    )
+    text = table(scores)
+    if not args.json:
+        print(text)
+        absent = [name for name, found in versions.items() if found == "missing"]
+        print(f"tokens survived in {evaluation.files_read_back} of {evaluation.files} files")
+        if absent:
+            print(f"{', '.join(absent)}: missing (pip install 'percoedge[bench]')")
+    if args.save:
+        (RESULTS / f"{args.save}.md").write_text(text + "\n")
+        write_csv(RESULTS / f"{args.save}.csv", scores, evaluation.originals.names)
+    if plots is not None and args.plot:
+        plots.plot_rate(scores, args.plot)
+    if plots is not None and args.plane:
+        plots.plot_plane(scores, args.plane)
+    if args.sheet:
+        draw_sheet(sheet, sheet_settings(scores), args.sheet)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--bundle", default="tiny")
+    parser.add_argument("--limit", type=int, help="only the first so many photos")
+    add = parser.add_argument
+    add("--steps", type=_several(int), default=[1, 4], help="step counts, separated by commas")
+    add("--passes", type=_several(int), help="passes sent, for several rates; default: all")
+    add("--guidance", type=_several(float), help="strengths, where the bundle is guided")
+    add("--rivals", action="store_true", help="JPEG, WebP, AVIF, JPEG XL at the same bytes")
+    add("--no-learned", dest="learned", action="store_false", help="leave LPIPS etc. out")
+    add("--plot", type=Path, help="write quality over rate to this PNG")
+    add("--plane", type=Path, help="write the distortion-perception plane to this PNG")
+    add("--sheet", type=Path, help=f"write {_SHEET_PHOTOS} photos with all outputs to this image")
+    add("--images", type=Path, help="write original | our outputs of every photo here")
+    add("--save", help="also write results/NAME.json, NAME.md and, by photo, NAME.csv")
+    add("--json", action="store_true", help="print JSON in place of the table")
+    return parser
+
+
+def _several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    def numbers(text: str) -> list[Any]:
+        return [kind(word) for word in text.split(",")]
+
+    return numbers
+
+
+def _settings(codec: Codec, args: argparse.Namespace) -> list[Setting]:
+    """All combinations of what was asked for; the bundle's own guidance if nothing was."""
+    constants = codec.bundle.codec
+    sent = args.passes or [pass_count(constants.schedule)]
+    guidance = args.guidance or [constants.guidance]
+    combined = itertools.product(sent, guidance, args.steps)
+    return [Setting(codec.bundle.name, count, steps, one) for count, one, steps in combined]
+
+
+def _measure(
+    evaluation: Evaluation, photos: Sequence[Path], args: argparse.Namespace
+) -> list[tuple[Picture, dict[Setting, Picture]]]:
+    """Measure all photos, writing images and progress; returns the rows of the contact sheet."""
+    shown = evenly_spaced(len(photos), _SHEET_PHOTOS) if args.sheet else []
+    rows = []
+    for index, photo in enumerate(photos):
+        began = time.perf_counter()
+        pixels = read_image(photo).pixels
+        if min(pixels.shape[:2]) < PATCH_PX:
+            raise ImageError(
+                f"expected photos with sides of at least {PATCH_PX} px, got "
+                f"{pixels.shape[1]}x{pixels.shape[0]} in {photo.name}; leave it out"
+            )
+        pictures = evaluation.add(photo.name, pixels)
+        if index in shown:
+            rows.append((Picture(pixels, photo.stem[-40:]), pictures))
+        if args.images is not None:
+            args.images.mkdir(parents=True, exist_ok=True)
+            ours = [one.pixels for setting, one in pictures.items() if setting.steps is not None]
+            side_by_side = Image.fromarray(np.concatenate([pixels, *ours], axis=1))
+            side_by_side.save(args.images / f"{photo.stem}.png")
+        spent = time.perf_counter() - began
+        print(f"{index + 1}/{len(photos)} {photo.name} {spent:.1f} s", file=sys.stderr)
+    return rows
+
+
+def _rounded(result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()
+    }
+
+
+if __name__ == "__main__":
+    main()

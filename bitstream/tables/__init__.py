@@ -1,0 +1,1 @@
+"""Static tables of the caption coder, and the script that makes them."""

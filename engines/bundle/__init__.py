@@ -1,0 +1,7 @@
+"""Bundles: the graphs of one codec with their manifest, in a directory or a .zip."""
+
+from __future__ import annotations
+
+from percoedge.engines.bundle.bundle import Bundle, GraphFiles, StoredGraph, write_manifest
+
+__all__ = ["Bundle", "GraphFiles", "StoredGraph", "write_manifest"]

@@ -1,0 +1,1 @@
+"""ONNX Runtime as a backend: CPU, and its providers for NVIDIA GPUs."""

@@ -1,0 +1,1 @@
+"""Engine files (TensorRT's plans): building, recording and caching them."""

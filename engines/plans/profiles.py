@@ -1,0 +1,152 @@
+"""The shapes an engine is built for: from sizes of pictures to one range for every symbolic axis.
+
+An engine of TensorRT works within ranges that are fixed when it is built. They follow from how the
+codec runs a graph: pictures become grids of tokens, and grids beyond a tile become tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from percoedge.engines.bundle.manifest import CodecConstants
+from percoedge.engines.contract import TensorSpec, split_axis
+from percoedge.errors import BackendError, UsageError
+
+__all__ = ["MAX_BATCH", "MAX_SIDE", "Profile", "profile_for"]
+
+MAX_SIDE = 16384
+"""Largest side of a picture in pixels, as in the stream format."""
+
+MAX_BATCH = 1024
+
+_MAX_ELEMENTS = (1 << 31) - 1  # of one tensor: TensorRT counts them in 32 bits
+_TUNED_SIDE = 512  # pixels, where no size is given
+_FLOWS = ("flow", "flow_guided")
+
+Shape = tuple[int, ...]
+Range = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Smallest, typical and largest size of every symbol in the shapes of a graph.
+
+    The engine runs every size within a range and is fastest at the typical one. Raises ValueError
+    unless 1 <= smallest <= typical <= largest.
+    """
+
+    ranges: Mapping[str, Range]
+
+    def __post_init__(self) -> None:
+        for symbol, (low, typical, high) in self.ranges.items():
+            if not 1 <= low <= typical <= high:
+                raise ValueError(
+                    f"expected 1 <= smallest <= typical <= largest for {symbol!r}, got "
+                    f"{low}, {typical}, {high}"
+                )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{s} {low}..{high}" for s, (low, _, high) in self.ranges.items())
+
+    def shapes(self, spec: TensorSpec) -> tuple[Shape, Shape, Shape]:
+        """Smallest, typical and largest shape of a tensor; raises KeyError for another symbol."""
+        low, typical, high = (
+            tuple(self._size(axis, which) for axis in spec.shape) for which in range(3)
+        )
+        return low, typical, high
+
+    def covers(self, sizes: Mapping[str, int]) -> bool:
+        """Whether symbols of these sizes, as ``check_tensors`` returns them, can be run."""
+        return all(
+            symbol in self.ranges and self.ranges[symbol][0] <= size <= self.ranges[symbol][2]
+            for symbol, size in sizes.items()
+        )
+
+    def _size(self, axis: int | str, which: int) -> int:
+        if isinstance(axis, int):
+            return axis
+        factor, symbol = split_axis(axis)
+        return factor * self.ranges[symbol][which]
+
+
+def profile_for(
+    kind: str,
+    specs: Sequence[TensorSpec],
+    codec: CodecConstants,
+    sizes: Sequence[tuple[int, int]] = (),
+    batches: Sequence[int] = (1,),
+) -> Profile:
+    """The ranges in which the codec runs a graph.
+
+    ``specs``: the graph's inputs and outputs. ``sizes``: width and height of pictures in pixels;
+    every picture up to the largest width and the largest height is covered, and the first is the
+    typical one. None at all: every picture, typically 512x512. ``batches``: likewise, from 1 up.
+    Raises UsageError for a size or batch out of range, and BackendError for a graph whose axes the
+    codec does not know.
+    """
+    symbols = {split_axis(a)[1] for spec in specs for a in spec.shape if isinstance(a, str)}
+    ranges = {"n": _batch_range(batches)}
+    grids = [_grid(size, codec.stride) for size in sizes]
+    side = _largest_side(kind, codec)
+    if kind in _FLOWS:  # of each picture that is more than a tile it takes some tiles together
+        together = [codec.flow_batch if max(grid) > codec.flow_tile else 1 for grid in grids]
+        typical, most = (together[0], max(together)) if grids else (codec.flow_batch,) * 2
+        ranges["n"] = (1, typical * ranges["n"][1], most * ranges["n"][2])
+    if side is not None:
+        typical = -(-_TUNED_SIDE // codec.stride)
+        first = grids[0] if grids else (typical, typical)
+        for symbol, index in (("h", 0), ("w", 1)):
+            high = min(side, max((grid[index] for grid in grids), default=side))
+            ranges[symbol] = (1, min(first[index], high), high)
+        (_, h, h_high), (_, w, w_high) = ranges["h"], ranges["w"]
+        # Positions of one pass: every cell at most, a quarter in the largest pass of most schedules
+        ranges["p"] = (1, -(-h * w // 4), h_high * w_high)
+    if not symbols <= ranges.keys():
+        raise BackendError(
+            f"graph {kind!r}: expected axes of {', '.join(ranges)}, got "
+            f"{', '.join(sorted(symbols))}; this version of percoedge does not know how large "
+            "they become: install a newer one"
+        )
+    profile = Profile({symbol: ranges[symbol] for symbol in ranges if symbol in symbols})
+    for spec in specs:
+        _check_elements(kind, spec, profile)
+    return profile
+
+
+def _largest_side(kind: str, codec: CodecConstants) -> int | None:
+    """Largest side in tokens of what the codec gives to a graph; None for one without a grid."""
+    return {
+        "encoder": codec.entropy_tile + 2 * codec.encoder_margin,
+        "entropy": codec.entropy_tile,
+        **dict.fromkeys(_FLOWS, codec.flow_tile),
+        "decoder": codec.decoder_tile + 2 * codec.decoder_margin,
+    }.get(kind)
+
+
+def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of the tokens that cover a picture of that width and height."""
+    width, height = size
+    for side in size:
+        if not 1 <= side <= MAX_SIDE:
+            raise UsageError(
+                f"expected sizes of 1 to {MAX_SIDE} pixels a side, got {width}x{height}"
+            )
+    return -(-height // stride), -(-width // stride)
+
+
+def _batch_range(batches: Sequence[int]) -> Range:
+    if not batches or not all(1 <= batch <= MAX_BATCH for batch in batches):
+        got = ", ".join(map(str, batches)) or "none"
+        raise UsageError(f"expected batches of 1 to {MAX_BATCH}, got {got}")
+    return 1, batches[0], max(batches)
+
+
+def _check_elements(kind: str, spec: TensorSpec, profile: Profile) -> None:
+    largest = profile.shapes(spec)[2]
+    if prod(largest) > _MAX_ELEMENTS:
+        raise UsageError(
+            f"graph {kind!r}: expected at most {_MAX_ELEMENTS} elements in {spec.name!r}, got "
+            f"{' x '.join(map(str, largest))}; ask for smaller batches or sizes"
+        )

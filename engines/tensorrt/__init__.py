@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX as backends: engines on one CUDA stream."""

@@ -1,0 +1,132 @@
+"""TensorRT and TensorRT-RTX as backends: they run plans that ``percoedge build`` made before.
+
+Nothing is built here: a graph without a plan is refused with the command that builds one.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from percoedge.engines.contract import Graph
+from percoedge.engines.plans.cache import PlanCache
+from percoedge.engines.plans.record import PlanRecord, rebuild_command
+from percoedge.engines.tensorrt.binding import Workplace
+from percoedge.engines.tensorrt.cuda import Gpu
+from percoedge.engines.tensorrt.engine import TensorRtEngine
+from percoedge.engines.tensorrt.library import LIBRARIES, find_library, log_to, supported_targets
+from percoedge.errors import BackendError, UsageError
+
+__all__ = ["TensorRtBackend"]
+
+_MIB = 1 << 20
+
+
+class TensorRtBackend:
+    """Plans of one library (a name of LIBRARIES) on the first GPU; all engines share one stream.
+
+    ``cache``: where the plans are, by default the user's. Library and GPU are looked for at the
+    first use. Raises UsageError for another name.
+    """
+
+    variant = "fp16"
+
+    def __init__(self, name: str = "tensorrt-rtx", cache: PlanCache | None = None) -> None:
+        if name not in LIBRARIES:
+            raise UsageError(f"expected a backend of {', '.join(LIBRARIES)}, got {name!r}")
+        self.name = name
+        self.cache = cache or PlanCache()
+        self._workplace: Workplace | None = None
+        self._runtime: Any = None
+
+    def missing(self) -> str | None:
+        """Why this backend cannot be used here, or None; starts the GPU."""
+        try:
+            self._open()
+        except BackendError as error:
+            return str(error)
+        if not self.cache.records(self.name):
+            return (
+                f"{self.name}: expected plans in {self.cache.root}, found none; build them: "
+                f"{rebuild_command(self.name)}"
+            )
+        return None
+
+    def find(self, kind: str, graph_sha256: str) -> PlanRecord:
+        """The plan for a graph on this GPU; raises BackendError with the command to run."""
+        workplace = self._open()
+        return self.cache.find(kind, graph_sha256, workplace.library, workplace.gpu.sm)
+
+    def load(self, graph: Graph) -> TensorRtEngine:
+        """Load the plan of a graph onto the GPU; the graph itself is not read.
+
+        Raises BackendError when there is no sound plan that fits, when memory is short, or when
+        library or GPU are missing. A plan of TensorRT-RTX that was built for other GPUs is tried
+        where there is no better one.
+        """
+        workplace = self._open()
+        workplace.gpu.enter()
+        kind, digest, refusal = graph.kind, graph.sha256, None
+        try:
+            record = self.find(kind, digest)
+        except BackendError as error:
+            if self.name != "tensorrt-rtx":
+                raise
+            try:
+                record = self.cache.find(kind, digest, workplace.library)
+            except BackendError:
+                raise error from None
+            refusal = error
+        engine = self._deserialize(workplace, record, refusal)
+        specs = (graph.inputs, graph.outputs)
+        return TensorRtEngine(workplace, engine, self.cache, record, specs)
+
+    def trace(self) -> AbstractContextManager[dict[str, float]]:
+        """What the GPU's time goes to in this backend's calls; see ``Gpu.trace``."""
+        return self._open().gpu.trace()
+
+    def _deserialize(
+        self, workplace: Workplace, record: PlanRecord, refusal: BackendError | None
+    ) -> Any:
+        """The library's engine of a plan; ``refusal`` is why the plan may not fit this GPU."""
+        where = f"graph {record.kind!r} ({record.precision}, {self.name})"
+        gpu, messages = workplace.gpu, []
+        free_bytes, _ = gpu.memory_bytes()
+        if record.size > free_bytes:
+            raise BackendError(
+                f"loading {where}: expected {record.size / _MIB:.0f} MiB of free GPU memory, got "
+                f"{free_bytes / _MIB:.0f} MiB; load graphs one at a time (--low-memory), or close "
+                "other programs"
+            )
+        plan = self.cache.map(record)
+        with workplace.lock, log_to(workplace.library, lambda *m: messages.append(m)) as logger:
+            try:
+                if self._runtime is None:
+                    self._runtime = workplace.library.module.Runtime(logger)
+                engine = self._runtime.deserialize_cuda_engine(plan)
+            except Exception as error:  # pybind11 turns what the library throws into anything
+                raise gpu.failure(f"loading {where}", error) from error
+        if engine is not None:
+            return engine
+        said = "; ".join(text for severity, text in messages if "ERROR" in severity)
+        built_for = ", ".join(map(str, record.targets))
+        cause = gpu.failure(
+            f"{where}: loading the plan built for SM {built_for} by {record.library} "
+            f"{record.version} on SM {gpu.sm}",
+            said or "the library gives no reason",
+        )
+        gpu.enter()  # a lost GPU has an error of its own
+        command = rebuild_command(
+            self.name, kind=record.kind, targets=record.targets, request=record.request
+        )
+        raise BackendError(f"{cause}; {refusal or f'build it again: {command}'}")
+
+    def _open(self) -> Workplace:
+        if self._workplace is None:
+            library = find_library(self.name)
+            try:
+                self._workplace = Workplace(Gpu(), library)
+            except BackendError as error:
+                advice = "; plans are built without a GPU" if supported_targets(library) else ""
+                raise BackendError(f"{self.name}: {error}{advice}") from error
+        return self._workplace

@@ -1,0 +1,264 @@
+"""One shape of one plan of TensorRT, made ready to be run again and again.
+
+A binding owns an execution context and the memory of its inputs and outputs, so that addresses
+never change; from its second run on it is one launch of a CUDA graph. Feeds are copied in and
+results are copied out: what was handed out is never overwritten.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from percoedge.engines.contract import Buffer, TensorSpec, check_tensors
+from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Gpu, Mark
+from percoedge.engines.tensorrt.library import Library, log_to
+
+__all__ = ["Binding", "TensorRtBuffer", "Workplace"]
+
+_ALIGNMENT = 256
+# Names in traces of the GPU.
+_TO_DEVICE, _TO_HOST = "host to device", "device to host"
+_ON_DEVICE, _COMPUTE = "device to device", "compute"
+
+
+class Workplace:
+    """What the engines of one backend share: GPU, library, a lock, and memory for activations.
+
+    One graph runs at a time, so one block of memory serves all of them.
+    """
+
+    def __init__(self, gpu: Gpu, library: Library) -> None:
+        self.gpu = gpu
+        self.library = library
+        self.lock = threading.RLock()
+        self._scratch: DeviceMemory | None = None
+        self._engines = 0
+
+    def scratch(self, size_bytes: int) -> DeviceMemory:
+        """Memory of at least this size; the same as before unless that was too small."""
+        if self._scratch is None or self._scratch.size_bytes < size_bytes:
+            self._free_scratch()
+            self._scratch = self.gpu.allocate(size_bytes)
+        return self._scratch
+
+    def join(self) -> None:
+        """An engine was loaded."""
+        self._engines += 1
+
+    def leave(self) -> None:
+        """An engine was closed; the last one takes the shared memory with it."""
+        self._engines -= 1
+        if not self._engines:
+            self._free_scratch()
+        self.gpu.trim()
+
+    def _free_scratch(self) -> None:
+        if self._scratch is not None:
+            self._scratch.free()
+            self._scratch = None
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a tensor of known shape lies in a block of memory."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+    size_bytes: int
+
+    def array(self, block: NDArray[np.uint8]) -> NDArray[Any]:
+        """The tensor in a block on the host."""
+        part = block[self.offset : self.offset + self.size_bytes]
+        return part.view(self.dtype).reshape(self.shape)
+
+
+class TensorRtBuffer:
+    """A tensor on the GPU, behind work that may still be queued; it outlives its engine."""
+
+    def __init__(self, gpu: Gpu, memory: DeviceMemory, slot: _Slot) -> None:
+        self.gpu = gpu
+        self.address = memory.address + slot.offset
+        self._memory = memory  # shared by the outputs of one run
+        self._slot = slot
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._slot.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._slot.dtype
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        self.gpu.enter()
+        host = self.gpu.pinned(self._slot.size_bytes)
+        with self.gpu.timed(_TO_HOST):
+            self.gpu.copy(host.address, self.address, self._slot.size_bytes)
+        fetched = self.gpu.mark()
+        fetched.put()
+        fetched.wait()
+        array = host.array.view(self.dtype).reshape(self.shape)
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+
+class Binding:
+    """A context with one shape of every input, bound to memory of its own.
+
+    ``where`` starts messages; ``shapes`` of ``inputs``; ``sizes`` of their symbols; ``captures``:
+    whether to capture CUDA graphs. Raises BackendError when the shapes do not fit the plan or the
+    memory is short.
+    """
+
+    def __init__(
+        self,
+        workplace: Workplace,
+        where: str,
+        context: Any,
+        inputs: Sequence[TensorSpec],
+        shapes: Sequence[tuple[int, ...]],
+        outputs: Sequence[TensorSpec],
+        sizes: Mapping[str, int],
+        captures: bool,
+    ) -> None:
+        self._workplace, self._gpu = workplace, workplace.gpu
+        self._where, self._context, self._captures = where, context, captures
+        self._messages: list[str] = []
+        self._graph: Captured | None = None
+        self._scratch: DeviceMemory | None = None
+        self._runs = 0
+        with log_to(workplace.library, self._note):
+            for spec, shape in zip(inputs, shapes, strict=True):
+                self._require(context.set_input_shape(spec.name, shape), f"shape {shape}")
+            found = [tuple(context.get_tensor_shape(spec.name)) for spec in outputs]
+            self._require(all(side >= 0 for shape in found for side in shape), "its outputs")
+            self._scratch_bytes = int(context.update_device_memory_size_for_shapes())
+            self._sources, size_bytes = _lay_out(inputs, shapes)
+            self._results, self._result_bytes = _lay_out(outputs, found)
+            views = {
+                slot.name: np.broadcast_to(np.zeros((), slot.dtype), slot.shape)
+                for slot in self._results
+            }
+            check_tensors(where + ": output", outputs, views, sizes)
+            self._input = self._gpu.allocate(size_bytes)
+            self._output = self._gpu.allocate(self._result_bytes)
+            self._staging = self._gpu.pinned(size_bytes)
+            self._staged = {slot.name: slot.array(self._staging.array) for slot in self._sources}
+            self._uploaded = self._gpu.mark()
+            for memory, slots in ((self._input, self._sources), (self._output, self._results)):
+                for slot in slots:
+                    address = memory.address + slot.offset
+                    self._require(context.set_tensor_address(slot.name, address), slot.name)
+
+    def upload(self, feeds: Mapping[str, Buffer]) -> None:
+        """Queue copies of the feeds to where the graph reads them."""
+        from_host, from_device = [], []
+        for slot in self._sources:
+            feed = feeds[slot.name]
+            if isinstance(feed, TensorRtBuffer) and feed.gpu is self._gpu:
+                from_device.append((slot, feed))
+            else:
+                from_host.append((slot, feed))
+        if from_host:
+            self._uploaded.wait()  # the last upload may still be reading there
+            for slot, feed in from_host:
+                np.copyto(self._staged[slot.name], np.asarray(feed))
+            # One copy for all of them; what lies between is overwritten below.
+            first, last = from_host[0][0], from_host[-1][0]
+            size_bytes = last.offset + last.size_bytes - first.offset
+            with self._gpu.timed(_TO_DEVICE):
+                self._gpu.copy(
+                    self._input.address + first.offset,
+                    self._staging.address + first.offset,
+                    size_bytes,
+                )
+            self._uploaded.put()
+        if from_device:
+            with self._gpu.timed(_ON_DEVICE):
+                for slot, feed in from_device:
+                    target = self._input.address + slot.offset
+                    self._gpu.copy(target, feed.address, slot.size_bytes)
+
+    def execute(self) -> None:
+        """Queue the graph: as it is at first, and as a captured CUDA graph from then on."""
+        scratch = self._workplace.scratch(self._scratch_bytes)
+        if scratch is not self._scratch:
+            self._forget_graph()
+            self._context.set_device_memory(scratch.address, scratch.size_bytes)
+            self._scratch, self._runs = scratch, 0
+        if self._graph is None and self._captures and self._runs:
+            self._graph = self._gpu.capture(self._enqueue)
+            self._captures = self._graph is not None
+        with self._gpu.timed(_COMPUTE):
+            if self._graph is not None:
+                self._graph.launch()
+            else:
+                with log_to(self._workplace.library, self._note):
+                    self._require(self._enqueue(self._gpu.stream), "a run")
+        self._runs += 1
+
+    def left_on_device(self) -> dict[str, Buffer]:
+        """Copies of the outputs on the GPU."""
+        memory = self._gpu.allocate(self._result_bytes)
+        with self._gpu.timed(_ON_DEVICE):
+            self._gpu.copy(memory.address, self._output.address, self._result_bytes)
+        return {slot.name: TensorRtBuffer(self._gpu, memory, slot) for slot in self._results}
+
+    def fetch(self) -> tuple[dict[str, Buffer], Mark]:
+        """Copies of the outputs on the host, which hold them once the mark is reached."""
+        host = self._gpu.pinned(self._result_bytes)
+        with self._gpu.timed(_TO_HOST):
+            self._gpu.copy(host.address, self._output.address, self._result_bytes)
+        fetched = self._gpu.mark()
+        fetched.put()
+        return {slot.name: slot.array(host.array) for slot in self._results}, fetched
+
+    def free(self) -> None:
+        """Let go of everything; nothing that was queued with this binding may still run."""
+        if self._graph is not None:
+            self._graph.free()
+        self._context = None
+        self._input.free()
+        self._output.free()
+
+    def _enqueue(self, stream: int) -> bool:
+        return bool(self._context.execute_async_v3(stream))
+
+    def _forget_graph(self) -> None:
+        if self._graph is not None:
+            self._gpu.wait()  # it may still run
+            self._graph.free()
+            self._graph = None
+
+    def _note(self, severity: str, text: str) -> None:
+        if "ERROR" in severity:
+            self._messages.append(text)
+
+    def _require(self, done: object, what: str) -> None:
+        """Raise BackendError with what the library said unless it was done."""
+        if not done:
+            said = "; ".join(self._messages) or "it gives no reason"
+            self._messages.clear()
+            name, version = self._workplace.library.name, self._workplace.library.version
+            raise self._gpu.failure(f"{self._where}: {name} {version} refuses {what}", said)
+
+
+def _lay_out(
+    specs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]]
+) -> tuple[list[_Slot], int]:
+    """Place tensors one behind the other, aligned; also the size of the block in bytes."""
+    slots, end = [], 0
+    for spec, shape in zip(specs, shapes, strict=True):
+        dtype = np.dtype(spec.dtype)
+        size_bytes = prod(shape) * dtype.itemsize
+        slots.append(_Slot(spec.name, dtype, tuple(shape), end, size_bytes))
+        end += -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
+    return slots, end

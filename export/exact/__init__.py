@@ -1,0 +1,1 @@
+"""The exact entropy model in integers: reference, bounds, and its ONNX graphs."""

@@ -1,0 +1,116 @@
+"""How large activations get, measured while a family makes up pictures of its own.
+
+Tokens are drawn from its entropy model, so that no photo is needed and a bundle stays a function
+of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from percoedge.bitstream.schedules import passes
+from percoedge.export.config import Config
+from percoedge.export.models.family import Family
+
+Channels = NDArray[np.float32]
+
+_PICTURES = 4
+_SAMPLINGS = ((1, 1.0), (2, 1.0), (4, 1.0))  # steps and guidance
+_GUIDED_SAMPLING = (4, 2.0)
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """What goes into a layer and comes out, from low to high per channel: float32 (channels,).
+
+    0 is within. A range ends halfway between the extremes of the average picture and those of all
+    pictures: what is beyond is rare, and a byte's steps are smaller for the rest.
+    """
+
+    low_in: Channels
+    high_in: Channels
+    low_out: Channels
+    high_out: Channels
+
+
+@torch.no_grad()
+def layer_ranges(family: Family, config: Config, seed: int = 0) -> Mapping[str, LayerRange]:
+    """Ranges of the linear and convolutional layers of flow and decoder, by name in the family.
+
+    ``family``: in FP32, on the CPU.
+    """
+    seen: dict[str, list[tuple[Channels, ...]]] = {}
+    hooks = [
+        module.register_forward_hook(partial(_observe, seen.setdefault(name, [])))
+        for name, module in family.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        for latent in _latents(family, config, generator):
+            family.vae.decode(latent)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: _range(extremes) for name, extremes in seen.items() if extremes}
+
+
+def _observe(
+    seen: list[tuple[Channels, ...]], module: nn.Module, inputs: tuple[Tensor], output: Tensor
+) -> None:
+    """Note smallest and largest, in and out, of each picture and channel: (n,channels) each."""
+    axis = 1 if isinstance(module, nn.Conv2d) else -1
+    extremes: list[Channels] = []
+    for x in (inputs[0], output):
+        values = x.movedim(axis, 1).flatten(2) if x.ndim > 2 else x.unsqueeze(2)
+        extremes += [values.amin(2).clamp(max=0).numpy(), values.amax(2).clamp(min=0).numpy()]
+    seen.append(tuple(extremes))
+
+
+def _range(extremes: list[tuple[Channels, ...]]) -> LayerRange:
+    """Halfway between the average and the utmost; entries may be of one picture or for all."""
+    columns = [np.concatenate(column) for column in zip(*extremes, strict=True)]
+    low_in, low_out = ((low.mean(axis=0) + low.min(axis=0)) / 2 for low in columns[::2])
+    high_in, high_out = ((high.mean(axis=0) + high.max(axis=0)) / 2 for high in columns[1::2])
+    return LayerRange(low_in, high_in, low_out, high_out)
+
+
+def _latents(family: Family, config: Config, generator: torch.Generator) -> Iterator[Tensor]:
+    """Latents of a few made-up pictures, for each way to sample them."""
+    codec = config.codec
+    tokens = _tokens(family, config, generator)
+    z = family.quantizer.embed(tokens)
+    nothing = family.quantizer.embed(torch.full_like(tokens, codec.codebook_size))
+    height, width = (codec.stride // codec.latent_stride * side for side in tokens.shape[1:])
+    noise = torch.randn((len(tokens), codec.latent_channels, height, width), generator=generator)
+    samplings = (*_SAMPLINGS, _GUIDED_SAMPLING) if config.flow.guided else _SAMPLINGS
+    for steps, guidance in samplings:
+        x = noise
+        for index in range(steps):
+            t = torch.full((len(tokens),), 1 - index / steps)
+            velocity = family.flow(x, z, t)
+            if guidance != 1:
+                without = family.flow(x, nothing, t)
+                velocity = without + guidance * (velocity - without)
+            x = x - velocity / steps
+        yield x
+
+
+def _tokens(family: Family, config: Config, generator: torch.Generator) -> Tensor:
+    """Draw grids of the flow's largest size from the entropy model, pass by pass."""
+    codec = config.codec
+    side = codec.flow_tile
+    tokens = torch.full((_PICTURES, side, side), codec.codebook_size)
+    for cells in passes(codec.schedule, side, side):
+        positions = torch.from_numpy(cells).long()
+        chances = family.mim(tokens).flatten(1, 2)[:, positions].float().softmax(-1)
+        drawn = torch.multinomial(chances.flatten(0, 1), 1, generator=generator)
+        tokens.flatten(1)[:, positions] = drawn.view(_PICTURES, -1)
+    return tokens

@@ -1,0 +1,64 @@
+"""All parts of a model family in one module, built from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from percoedge.export.config import Config
+from percoedge.export.models.flow import FlowModel
+from percoedge.export.models.hyper import HyperEncoder, VectorQuantizer
+from percoedge.export.models.mim import Mim
+from percoedge.export.models.text import build_tower
+from percoedge.export.models.vae import build_vae
+
+
+class Family(nn.Module):
+    """Autoencoder, hyper-encoder, quantiser, flow, entropy model and text towers.
+
+    Those with text have ``null_text`` (1,L,D) and ``null_pooled`` (1,P): the condition of an empty
+    caption, for guidance; zeros until the export computes it.
+    """
+
+    null_text: Tensor
+    null_pooled: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        codec, flow = config.codec, config.flow
+        self.vae = build_vae(config.vae, codec.latent_channels)
+        self.hyper = HyperEncoder(config.hyper, codec.latent_channels)
+        self.quantizer = VectorQuantizer(
+            config.hyper.features,
+            config.hyper.code_dim,
+            codec.codebook_size,
+            flow.condition_channels,
+        )
+        self.flow = FlowModel(flow, codec.latent_channels, codec.stride // codec.latent_stride)
+        self.mim = Mim(config.mim, codec.codebook_size)
+        self.text = nn.ModuleDict({n: build_tower(n, table) for n, table in config.text.items()})
+        if flow.text:
+            null_text = torch.zeros(1, flow.text_tokens, flow.joint_attention_dim)
+            null_pooled = torch.zeros(1, flow.pooled_projection_dim)
+            self.register_buffer("null_text", null_text, persistent=False)
+            self.register_buffer("null_pooled", null_pooled, persistent=False)
+
+
+@contextmanager
+def in_precision(family: Family, parts: Sequence[str], dtype: torch.dtype) -> Iterator[None]:
+    """Submodules of a family converted in place, and back at the end: there is no room for copies.
+
+    What FP16 does to numbers stays.
+    """
+    modules = [family.get_submodule(name) for name in parts]
+    given = [next(module.parameters()).dtype for module in modules]
+    for module in modules:
+        module.to(dtype)
+    try:
+        yield
+    finally:
+        for module, before in zip(modules, given, strict=True):
+            module.to(before)

@@ -1,0 +1,144 @@
+"""The command ``percoedge bench``: measures every case of a matrix and writes down the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from percoedge.errors import EngineError, PercoedgeError, UsageError
+from percoedge.runtime.bench.case import Case, Limits, cases_from_options
+from percoedge.runtime.bench.machine import describe
+from percoedge.runtime.bench.tables import (
+    DEVICE_TIMES,
+    MISSING,
+    Outcome,
+    csv_text,
+    device_table,
+    markdown_lines,
+    stage_table,
+    summary_table,
+    text_lines,
+)
+from percoedge.runtime.bench.worker import encode_in_process, measure_in_process
+from percoedge.runtime.cli.console import Console, ProgressLine
+from percoedge.runtime.cli.outputs import check_output
+from percoedge.runtime.files import atomic_write
+
+__all__ = ["bench"]
+
+
+def bench(options: Namespace, console: Console) -> int:
+    """Measure; a case that fails is told and passed over, and the exit code is then 4."""
+    cases = cases_from_options(options)
+    limits = _limits(options)
+    for name in (options.report, options.export_times):
+        if name is not None:
+            check_output(name)
+    machine = describe()
+    with console.progress() as line:
+        outcomes = _measure_all(cases, limits, line)
+    if all(outcome.result is None for outcome in outcomes):
+        raise EngineError(outcomes[0].error)
+    if options.export_times is not None:
+        atomic_write(options.export_times, _times(outcomes).encode())
+    if options.report is not None:
+        from percoedge.runtime.bench.report import html_report
+
+        atomic_write(options.report, html_report(outcomes, machine, limits).encode())
+    record = {
+        "command": "bench",
+        "machine": machine,
+        "limits": dataclasses.asdict(limits),
+        "cases": [_record(outcome) for outcome in outcomes],
+    }
+    console.report(_told(record), _lines(options.format, outcomes, machine))
+    return EngineError.exit_code if any(outcome.error for outcome in outcomes) else 0
+
+
+def _limits(options: Namespace) -> Limits:
+    for name in ("warmup", "seconds"):
+        value = getattr(options, name)
+        if not 0 <= value <= 86400:
+            raise UsageError(f"expected --{name} of 0 to 86400 seconds, got {value}")
+    return Limits(options.warmup, options.seconds, options.iterations)
+
+
+def _measure_all(cases: Sequence[Case], limits: Limits, line: ProgressLine) -> list[Outcome]:
+    """Every case in a process of its own; a stream is encoded once for each bundle and size."""
+    outcomes = []
+    streams: dict[tuple[str, int, int], bytes] = {}
+    for number, case in enumerate(cases):
+        line.show(f"measuring {case}", number / len(cases), f"({number + 1} of {len(cases)})")
+        key = (case.bundle, case.width, case.height)
+        try:
+            if key not in streams:
+                streams[key] = encode_in_process(case)
+            outcomes.append(Outcome(case, measure_in_process(case, limits, streams[key])))
+        except PercoedgeError as error:
+            outcomes.append(Outcome(case, error=f"{case}: {error}"))
+    return outcomes
+
+
+def _lines(form: str, outcomes: Sequence[Outcome], machine: dict[str, Any]) -> list[str]:
+    if form == "csv":
+        return csv_text(outcomes, machine).splitlines()
+    write = markdown_lines if form == "markdown" else text_lines
+    gap = [""]
+    lines = [*_described(machine), *gap, *write(summary_table(outcomes)), *gap]
+    lines += ["Milliseconds by stage; latency is all of them but write png:", *gap]
+    lines += write(stage_table(outcomes))
+    if (on_gpu := device_table(outcomes)) is not None:
+        lines += [*gap, f"{DEVICE_TIMES}:", *gap, *write(on_gpu)]
+    for number, outcome in enumerate(outcomes, 1):
+        if outcome.error:
+            lines += [*gap, f"case {number} failed: {outcome.error}"]
+    return lines
+
+
+def _described(machine: dict[str, Any]) -> list[str]:
+    """The machine in three sentences."""
+    gpu = machine["gpu"] or {}
+    versions = {"percoedge": machine["percoedge"], **machine["versions"]}
+    device = [machine["board"], machine["processor"], f"{machine['cores_usable']} cores usable"]
+    if gpu:
+        device.append(f"{gpu['name']}, driver {gpu['driver']}")
+    clocks = [
+        f"CPU {machine['cpu_mhz'] or MISSING} MHz",
+        f"governor {machine['cpu_governor'] or MISSING}",
+        f"power mode {machine['power_mode'] or MISSING}",
+        f"load average {machine['load_average']} before",
+    ]
+    software = [f"{name} {version}" for name, version in versions.items()]
+    software += [f"commit {machine['commit'] or MISSING}", machine["date"]]
+    return [", ".join(filter(None, words)) for words in (device, clocks, software)]
+
+
+def _record(outcome: Outcome) -> dict[str, Any]:
+    case = dataclasses.asdict(outcome.case)
+    case["threads"] = outcome.case.threads or "auto"
+    if outcome.result is None:
+        return {"case": case, "error": outcome.error}
+    result = {name: value for name, value in outcome.result.items() if name != "times"}
+    return {"case": case, **result}
+
+
+def _times(outcomes: Sequence[Outcome]) -> str:
+    """Every iteration of every case, as JSON."""
+    cases = [
+        {"case": dataclasses.asdict(outcome.case), "times": outcome.result["times"]}
+        for outcome in outcomes
+        if outcome.result is not None
+    ]
+    return json.dumps({"cases": cases}) + "\n"
+
+
+def _told(value: Any) -> Any:
+    """What is not known is said to be so."""
+    if isinstance(value, dict):
+        return {name: _told(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_told(part) for part in value]
+    return MISSING if value is None else value

@@ -1,0 +1,119 @@
+"""The demo: one photo there and back, with its bytes, its quality and the time of every stage."""
+
+from __future__ import annotations
+
+import math
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from percoedge.errors import InputError, UsageError
+from percoedge.runtime.cli.commands import load_codec
+from percoedge.runtime.cli.console import Console, size_text
+from percoedge.runtime.cli.outputs import check_output
+from percoedge.runtime.images import format_of, read_image, write_image
+from percoedge.runtime.images.metrics import ms_ssim, psnr_db
+
+__all__ = ["demo", "shipped_photo"]
+
+_GAP_PX = 8
+
+
+def demo(options: Namespace, console: Console) -> int:
+    """Encode and decode a photo, print what it took, and write both side by side."""
+    kind = format_of(options.output)
+    check_output(options.output, options.photo)
+    source = options.photo or shipped_photo()
+    began = time.perf_counter()
+    photo = read_image(source)
+    read_ms = _since_ms(began)
+    console.notes(str(source), photo.notes)
+    height, width = photo.pixels.shape[:2]
+
+    began = time.perf_counter()
+    with load_codec(options) as codec:
+        start_ms = _since_ms(began)
+        data = codec.encode(photo.pixels)
+        encode_ms = {**codec.timings_ms, "read image": read_ms}
+        codec.close()  # a decoder is another machine: it loads its engines itself
+        image = codec.decode(data, steps=options.steps, max_pixels=height * width)
+        decode_ms = codec.timings_ms
+    decoded: NDArray[np.uint8] = np.asarray(image)
+    began = time.perf_counter()
+    write_image(side_by_side(photo.pixels, decoded), options.output, kind)
+    decode_ms["write image"] = _since_ms(began)
+
+    quality = _quality(photo.pixels, decoded)
+    record = {
+        "command": "demo",
+        "input": str(source),
+        "output": options.output,
+        "width": width,
+        "height": height,
+        "bytes": len(data),
+        "bpp": round(8 * len(data) / (width * height), 6),
+        **quality,
+        "bundle": codec.bundle.name,
+        "fingerprint": codec.bundle.fingerprint.hex(),
+        "backend": codec.backend.name,
+        "start_ms": round(start_ms, 3),
+        "encode_ms": {stage: round(value, 3) for stage, value in encode_ms.items()},
+        "decode_ms": {stage: round(value, 3) for stage, value in decode_ms.items()},
+        "notes": list(photo.notes),
+    }
+    console.report(record, _lines(record))
+    return 0
+
+
+def shipped_photo() -> Path:
+    """The photo that comes with percoedge. Raises InputError when it was left out."""
+    import percoedge.bundles
+
+    path = Path(percoedge.bundles.__file__).parent / "demo.jpg"
+    if not path.is_file():
+        raise InputError(f"expected the demo's photo {path}, found nothing; name a photo of yours")
+    return path
+
+
+def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Two photos (H,W,3) of one size with a white gap between them."""
+    gap = np.full((left.shape[0], _GAP_PX, 3), 255, np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
+
+
+def _quality(original: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> dict[str, float | None]:
+    """PSNR, None when infinite; MS-SSIM, None for photos too small for it."""
+    psnr = psnr_db(original, decoded)
+    try:
+        similarity = round(ms_ssim(original, decoded), 5)
+    except UsageError:
+        similarity = None
+    return {"psnr_db": round(psnr, 3) if math.isfinite(psnr) else None, "ms_ssim": similarity}
+
+
+def _lines(record: dict[str, Any]) -> list[str]:
+    psnr, similarity = record["psnr_db"], record["ms_ssim"]
+    pixel_bytes = 3 * record["width"] * record["height"]
+    lines = [
+        f"photo    {record['input']}, {record['width']}x{record['height']} px",
+        f"stream   {record['bytes']} bytes, {record['bpp']:.4f} bpp "
+        f"(its pixels: {size_text(pixel_bytes)})",
+        f"quality  PSNR {'infinite' if psnr is None else f'{psnr:.2f} dB'}, "
+        f"MS-SSIM {'not defined' if similarity is None else f'{similarity:.4f}'}",
+        f"engines  bundle {record['bundle']} ({record['fingerprint']}) on {record['backend']}, "
+        f"found in {record['start_ms']:.0f} ms",
+    ]
+    for phase in ("encode", "decode"):
+        stages = record[f"{phase}_ms"]
+        parts = ", ".join(f"{stage} {value:.0f}" for stage, value in stages.items())
+        lines.append(f"{phase}   {sum(stages.values()):.0f} ms: {parts}")
+    lines.append(f"wrote    {record['output']}: left the photo, right what was decoded")
+    return lines
+
+
+def _since_ms(began: float) -> float:
+    return (time.perf_counter() - began) * 1000

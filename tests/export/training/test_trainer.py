@@ -1,0 +1,104 @@
+"""The training loop: resumable to the bit, averaged weights, curves on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from percoedge.export.config import StageConfig, load_config
+from percoedge.export.training.data import Photos
+from percoedge.export.training.trainer import Trainer, learning_rate
+
+STAGE = StageConfig(steps=20, batch=4, crop=8, lr=1e-2, warmup=5, ema=0.9)
+
+
+def trained(out: Path, stop_after: int | None = None) -> nn.Linear:
+    """Fit a line; ``stop_after`` raises in that step, as an interruption would."""
+    torch.manual_seed(0)
+    module = nn.Linear(1, 1)
+    trainer = Trainer("line", module, STAGE, out, seed=3, save_every=5, log_every=5)
+
+    def step(index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        if index == stop_after:
+            raise KeyboardInterrupt
+        x = torch.from_numpy(rng.standard_normal((4, 1))).float()
+        loss = (module(x) - 2 * x - 1).square().mean()
+        return loss, {"noise": float(torch.rand(()))}
+
+    if not trainer.finished():
+        trainer.run(step, lambda: {"score": 1.0})
+    return module
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    expected = trained(whole)
+    with pytest.raises(KeyboardInterrupt):
+        trained(parts, stop_after=12)
+    resumed = trained(parts)
+    torch.testing.assert_close(resumed.weight, expected.weight, atol=0, rtol=0)
+    torch.testing.assert_close(resumed.bias, expected.bias, atol=0, rtol=0)
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
+    first = trained(tmp_path)
+    again = trained(tmp_path, stop_after=0)
+    torch.testing.assert_close(again.weight, first.weight)
+
+
+def test_the_curve_ends_with_the_validation(tmp_path: Path) -> None:
+    trained(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "line.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10, 15, 20, 20]
+    assert lines[-1]["validation"] == {"score": 1.0}
+    assert lines[3]["loss"] < lines[0]["loss"]
+
+
+def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
+    module = nn.Linear(1, 1)
+    before = module.weight.detach().clone()
+    trainer = Trainer("nan", module, STAGE, tmp_path, seed=0)
+    trainer.run(lambda index, rng: (module.weight.sum() * float("nan"), {}))
+    torch.testing.assert_close(module.weight, before)
+
+
+def test_the_rate_warms_up_and_decays() -> None:
+    rates = [learning_rate(STAGE, step) for step in range(20)]
+    assert rates[0] == pytest.approx(STAGE.lr / 5)
+    assert max(rates) == pytest.approx(STAGE.lr)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[-1] < 0.1 * STAGE.lr
+
+
+def test_photos_are_cropped_reproducibly(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        pixels = rng.integers(0, 256, (40, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    photos = Photos(tmp_path)
+    first = photos.crops(np.random.default_rng(5), 4, 16)
+    again = photos.crops(np.random.default_rng(5), 4, 16)
+    assert first.shape == (4, 3, 16, 16)
+    assert first.min() >= -1 and first.max() <= 1
+    torch.testing.assert_close(first, again, atol=0, rtol=0)
+
+
+def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected photos in"):
+        Photos(tmp_path)
+
+
+def test_a_recipe_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
+    text = (Path(load_config.__code__.co_filename).parent / "configs" / "tiny.toml").read_text()
+    path = tmp_path / "wrong.toml"
+    path.write_text(text + "\n[train.more]\nstepz = 1\n")
+    with pytest.raises(ValueError, match="stepz|steps"):
+        load_config(path)
