@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from percoedge.engines.bundle.graph_scan import check_model, external_locations
+from percoedge.engines.bundle.graph_scan import (
+    check_model,
+    external_locations,
+    message_fields,
+)
 from percoedge.engines.contract import GraphSource
 from percoedge.errors import BackendError
 
@@ -103,6 +107,27 @@ def test_spoilt_models_raise_nothing_else(nested: bytes, junk: bytes, at: int) -
 def test_what_is_not_well_formed_is_refused(model: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         external_locations(model)
+
+
+def test_fields_are_those_of_the_onnx_package() -> None:
+    tensor = TensorProto(name="w", dims=[3, 70_000], data_type=TensorProto.INT8, raw_data=b"\1\xff")
+    attribute = helper.make_attribute("alpha", 0.5)
+    number = onnx.AttributeProto(name="i", i=-2)
+    fields = dict(message_fields(memoryview(tensor.SerializeToString())))
+    assert (fields[2], bytes(fields[8]), bytes(fields[9])) == (TensorProto.INT8, b"w", b"\1\xff")
+    assert dict(message_fields(memoryview(attribute.SerializeToString())))[2] == 0x3F000000
+    assert dict(message_fields(memoryview(number.SerializeToString())))[3] == (1 << 64) - 2
+    sizes = [v for n, v in message_fields(memoryview(tensor.SerializeToString())) if n == 1]
+    assert sizes == [3, 70_000]
+
+
+def test_a_key_is_not_hidden_behind_a_field_of_another_type() -> None:
+    """Readers of the format skip a field whose wire type is not the declared one."""
+    entry = b"\x0a\x08location\x12\x01x" + b"\x0d\x00\x00\x00\x00" + b"\x10\x07"
+    tensor = b"\x6a" + varint(len(entry)) + entry
+    assert TensorProto.FromString(tensor).external_data[0].key == "location"
+    graph = b"\x2a" + varint(len(tensor)) + tensor
+    assert external_locations(b"\x3a" + varint(len(graph)) + graph) == {"x"}
 
 
 def test_depth_is_bounded() -> None:
