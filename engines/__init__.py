@@ -1,6 +1,8 @@
 """Engines run one graph each: the contract, bundles of graphs, and the backends that run them.
 
-Nothing here knows what a codec is. Importing this package imports no library that runs graphs.
+The loops of the codec are in percoedge.runtime. Of the codec only its constants are here, which
+manifests hold and engine files are built for. Importing this package imports no library that runs
+graphs.
 """
 
 from __future__ import annotations

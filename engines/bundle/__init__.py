@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from percoedge.engines.bundle.bundle import Bundle, GraphFiles, StoredGraph, write_manifest
+from percoedge.engines.bundle.bundle import Bundle, StoredGraph
+from percoedge.engines.bundle.write import GraphFiles, pack_zip, write_manifest
 
-__all__ = ["Bundle", "GraphFiles", "StoredGraph", "write_manifest"]
+__all__ = ["Bundle", "GraphFiles", "StoredGraph", "pack_zip", "write_manifest"]

@@ -1,4 +1,4 @@
-"""A bundle: the graphs of one codec with their manifest, in a directory or a .zip.
+"""Opening and reading a bundle: the graphs of one codec with their manifest.
 
 A bundle is data. Opening one runs no code and reads the manifest alone; a graph is read when asked
 for, and its SHA-256 is taken over the very bytes that are handed on. Until then the hashes in the
@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from percoedge.bundles import shipped_bundles
 from percoedge.engines import memory
@@ -22,22 +20,17 @@ from percoedge.engines.bundle.manifest import (
     MAX_MANIFEST_BYTES,
     CodecConstants,
     FileRecord,
-    Graph,
     Manifest,
     Variant,
-    check_file_name,
     decode_manifest,
-    encode_manifest,
-    fingerprint_of,
 )
 from percoedge.engines.bundle.storage import Storage, open_storage
 from percoedge.engines.contract import GraphSource, TensorSpec, digest_of_hashes
-from percoedge.errors import BundleError, OutputError
+from percoedge.errors import BundleError
 
-__all__ = ["Bundle", "GraphFiles", "StoredGraph", "write_manifest"]
+__all__ = ["Bundle", "StoredGraph"]
 
 _CHUNK_BYTES = 1 << 20
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 class Bundle:
@@ -126,8 +119,8 @@ class Bundle:
         return GraphSource(
             kind=kind,
             variant=graph.nearest(variant),
-            model=self._read(chosen.model),
-            data={chosen.location(record): self._read(record) for record in chosen.data},
+            model=self.read_file(chosen.model),
+            data={chosen.location(record): self.read_file(record) for record in chosen.data},
             inputs=graph.input_specs,
             outputs=graph.output_specs,
         )
@@ -140,11 +133,11 @@ class Bundle:
                 f"{self.path}: expected a tokenizer of graph {kind!r}, got those of "
                 f"{', '.join(self.manifest.tokenizers) or 'none'}; export the bundle again"
             )
-        return self._read(record)
+        return self.read_file(record)
 
     def verify(self) -> None:
         """Check the hash of every file, holding little in memory; raises BundleError."""
-        for record in self._records():
+        for record in self.files:
             digest, left = hashlib.sha256(), record.size
             self._check_size(record)
             with self._storage.open(record.file) as file:
@@ -155,26 +148,9 @@ class Bundle:
                         break
             self._check_digest(record, digest.hexdigest())
 
-    def pack_zip(self, path: str | os.PathLike[str]) -> None:
-        """Write the bundle as a .zip: manifest first, then every file once, checked as it is read.
-
-        The same bundle gives the same bytes with one release of zlib. An existing file is replaced
-        only when all went well. Raises BundleError, or OutputError when ``path`` cannot be written.
-        """
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr(_zip_entry(MANIFEST_NAME), encode_manifest(self.manifest))
-                for record in self._records():
-                    archive.writestr(_zip_entry(record.file), self._read(record))
-            os.replace(partial, target)
-        except OSError as error:
-            raise OutputError(f"{target}: cannot be written: {error}; check the folder") from error
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def _records(self) -> list[FileRecord]:
+    @property
+    def files(self) -> list[FileRecord]:
+        """Every file of the bundle once, the manifest aside, in the order of the manifest."""
         return list({record.file: record for record in self.manifest.files}.values())
 
     def _variant(self, kind: str, variant: str) -> Variant:
@@ -192,7 +168,8 @@ class Bundle:
             )
         return graph.variants[name]
 
-    def _read(self, record: FileRecord) -> bytes:
+    def read_file(self, record: FileRecord) -> bytes:
+        """Read one of ``files``, checked against its hash and size. Raises BundleError."""
         self._check_size(record)
         with self._storage.open(record.file) as file:
             data = file.read(record.size)
@@ -225,97 +202,3 @@ class StoredGraph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     read: Callable[[], GraphSource]
-
-
-@dataclass(frozen=True)
-class GraphFiles:
-    """What an exporter knows of a graph: its specs, and per variant the model file, then the data.
-
-    File names are relative to the bundle's directory, with "/".
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    variants: Mapping[str, tuple[str, ...]]
-
-
-def write_manifest(
-    directory: str | os.PathLike[str],
-    *,
-    name: str,
-    family: str,
-    language: str,
-    codec: CodecConstants,
-    graphs: Mapping[str, GraphFiles],
-    licence: str,
-    provenance: Mapping[str, Any] | None = None,
-    tokenizers: Mapping[str, str] | None = None,
-) -> Bundle:
-    """Hash the files in ``directory``, write its ``manifest.json``, and open the result.
-
-    ``tokenizers``: file name by kind of text graph.
-
-    The manifest is decoded again before it is written, so that what is written can be opened.
-    Raises BundleError when a file is missing or a value is not allowed, OutputError when the
-    manifest cannot be written.
-    """
-    root = Path(directory)
-    storage = open_storage(root)
-    try:
-        described = {
-            kind: Graph.build(
-                files.inputs,
-                files.outputs,
-                {
-                    variant: Variant(
-                        _record(storage, names[0]),
-                        tuple(_record(storage, name) for name in names[1:]),
-                    )
-                    for variant, names in files.variants.items()
-                },
-            )
-            for kind, files in graphs.items()
-        }
-        manifest = Manifest(
-            format=1,
-            name=name,
-            family=family,  # type: ignore[arg-type]
-            fingerprint=fingerprint_of(language, codec),
-            language=language,
-            codec=codec,
-            graphs=described,
-            licence=licence,
-            provenance=dict(provenance or {}),
-            tokenizers={kind: _record(storage, file) for kind, file in (tokenizers or {}).items()},
-        )
-        data = encode_manifest(manifest)
-    except (ValueError, TypeError) as error:
-        raise BundleError(f"{root}: {error}") from error
-    decode_manifest(data, f"{root}/{MANIFEST_NAME}")
-    target, partial = root / MANIFEST_NAME, root / f".{MANIFEST_NAME}.{os.getpid()}.partial"
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, target)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error}; check the folder") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return Bundle.open(root)
-
-
-def _record(storage: Storage, name: str) -> FileRecord:
-    """Describe a file that is there now."""
-    check_file_name(name)  # before anything is opened
-    digest, size_bytes = hashlib.sha256(), 0
-    with storage.open(name) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            size_bytes += len(chunk)
-    return FileRecord(name, digest.hexdigest(), size_bytes)
-
-
-def _zip_entry(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name, _ZIP_DATE)
-    entry.compress_type = zipfile.ZIP_DEFLATED
-    entry.external_attr = 0o644 << 16
-    return entry

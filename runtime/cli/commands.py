@@ -144,7 +144,7 @@ def bundle_zip(options: Namespace, console: Console) -> int:
     """Pack a bundle into one .zip."""
     if options.output == STANDARD_STREAM:
         raise UsageError("expected the name of a .zip, got '-': a bundle is packed to a file only")
-    from percoedge.engines.bundle import Bundle
+    from percoedge.engines.bundle import Bundle, pack_zip
 
     bundle = Bundle.open(options.bundle)
     output = options.output
@@ -153,7 +153,7 @@ def bundle_zip(options: Namespace, console: Console) -> int:
         if os.path.lexists(output):
             raise UsageError(f"{output!r} is there already; name the output with -o")
     check_output(output, os.fspath(bundle.path))
-    bundle.pack_zip(output)
+    pack_zip(bundle, output)
     size_bytes = os.stat(output).st_size
     record = {
         "command": "bundle zip",

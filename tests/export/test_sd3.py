@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from percoedge import Codec
-from percoedge.engines.bundle import Bundle
+from percoedge.engines.bundle import Bundle, pack_zip
 from percoedge.engines.selection import select
 from percoedge.errors import BackendError, BundleError, UsageError
 from percoedge.export import bundle as command
@@ -337,7 +337,7 @@ def test_without_tokenizers_the_error_says_what_to_install(
 
 def test_tokenizers_are_files_of_the_bundle(bundle: Bundle, tmp_path: Path) -> None:
     assert list(bundle.manifest.tokenizers) == ["text_clip_l", "text_clip_g", "text_t5"]
-    bundle.pack_zip(tmp_path / "small.zip")
+    pack_zip(bundle, tmp_path / "small.zip")
     packed = Bundle.open(tmp_path / "small.zip")
     packed.verify()
     shutil.copytree(bundle.path, tmp_path / "altered")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from percoedge.engines import memory
-from percoedge.engines.bundle import Bundle
+from percoedge.engines.bundle import Bundle, pack_zip
 from percoedge.engines.contract import Engine, GraphSource, TensorSpec
 from percoedge.engines.onnxruntime import backend as onnxruntime_backend
 from percoedge.engines.onnxruntime.backend import OPTIMIZATIONS, OnnxRuntimeBackend, OrtBuffer
@@ -65,7 +65,7 @@ class TestResults:
         np.testing.assert_array_equal(tokens, image[:, ::4, ::4, 0])
 
     def test_an_archive_runs_like_the_directory(self, bundle: Bundle, tmp_path: Path) -> None:
-        bundle.pack_zip(tmp_path / "toy.zip")
+        pack_zip(bundle, tmp_path / "toy.zip")
         packed = Bundle.open(tmp_path / "toy.zip")
         outs = [load(b, "flow").run(latents())["x_next"] for b in (bundle, packed)]
         np.testing.assert_array_equal(outs[0], outs[1])
