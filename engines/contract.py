@@ -50,6 +50,10 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"{self.dtype} {_shape_text(self.shape)}"
 
+    def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape for these sizes of symbols; raises KeyError where one is missing."""
+        return tuple(_size(axis, sizes) for axis in self.shape)
+
 
 class DeviceBuffer(Protocol):
     """A tensor that stays where its backend put it; ``np.asarray`` brings it to the host."""
@@ -199,6 +203,13 @@ def split_axis(axis: str) -> tuple[int, str]:
             "write a factor first, then '*', then a name"
         )
     return int(match[1] or 1), match[2]
+
+
+def _size(axis: int | str, sizes: Mapping[str, int]) -> int:
+    if isinstance(axis, int):
+        return axis
+    factor, symbol = split_axis(axis)
+    return factor * sizes[symbol]
 
 
 def check_tensors(

@@ -1,8 +1,8 @@
 """Make a bundle: ``python -m percoedge.export.bundle tiny --weights family.pt --out DIR``.
 
-Exports every graph of a family, proves the bounds of its entropy model, writes the manifest, and
-compares each graph with PyTorch; a graph outside its bound fails the export. The full size is put
-together from local files (see percoedge.export.assemble):
+Exports every graph of a family, proves the bounds of its entropy model, writes the manifest with
+what each graph costs, and compares each with PyTorch; a graph outside its bound fails the export.
+The full size is put together from local files (see percoedge.export.assemble):
 
     python -m percoedge.export.bundle sd3-medium --sd3 DIR --hyper FILE --mim FILE --rate 0.0313 \\
         --out DIR
@@ -32,6 +32,7 @@ from percoedge.export.checks.parity import check_parity, format_table
 from percoedge.export.config import RATES, Config, at_rate, load_config
 from percoedge.export.exact.graph import entropy_graphs
 from percoedge.export.exact.integers import IntegerMim, integer_mim, language_digest, prove
+from percoedge.export.graphs.costs import with_costs
 from percoedge.export.graphs.int8 import with_int8
 from percoedge.export.graphs.modules import entropy_specs, graph_plans, graph_ranges
 from percoedge.export.graphs.onnx_files import (
@@ -92,7 +93,7 @@ def export_bundle(
     for tower, text in tokenizers.items():
         tokenizer_files[f"text_{tower}"] = f"text_{tower}.tokenizer.json"
         (out / tokenizer_files[f"text_{tower}"]).write_text(text, "utf-8")
-    return write_manifest(
+    bundle = write_manifest(
         out,
         name=name,
         family=config.family,
@@ -103,6 +104,7 @@ def export_bundle(
         provenance=provenance,
         tokenizers=tokenizer_files,
     )
+    return with_costs(bundle, config)
 
 
 def _export_graph(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
+from math import prod
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -22,6 +24,7 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "VARIANTS",
     "CodecConstants",
+    "Cost",
     "FileRecord",
     "Graph",
     "Manifest",
@@ -45,6 +48,9 @@ _DType = Literal[
     "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
     "float16", "float32", "float64",
 ]  # fmt: skip
+_Number = Annotated[int, Meta(ge=0, le=1 << 62)]
+_Term = Annotated[str, Meta(pattern=r"^[a-z]+(?:\*[a-z]+){0,7}\Z")]
+_Terms = Annotated[dict[_Term, _Number], Meta(max_length=16)]
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.+-]+(?:/[A-Za-z0-9_.+-]+)*")
 
 
@@ -99,17 +105,65 @@ class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 split_axis(axis)
 
 
-class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One graph of the bundle: what crosses its border, and its variants by name (VARIANTS)."""
+class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one run of a graph takes, as the export counted it (percoedge.export.graphs.costs).
+
+    ``macs``: multiply-accumulates of its matrix products and convolutions, by products of symbols:
+    {"n*h*w": 100, "n": 3} stands for 100*n*h*w + 3*n. ``weights``: how many numbers its constants
+    hold. ``int8_macs``, ``int8_weights``: those of them that are in 8 bits in the variant "int8".
+    """
+
+    macs: _Terms
+    weights: _Number
+    int8_macs: _Terms = {}
+    int8_weights: _Number = 0
+
+    def operations(self, variant: str, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """Operations in floats and on bytes of one run, two for each multiply-accumulate.
+
+        ``sizes``: of every symbol. Raises KeyError where one is missing.
+        """
+        total = _value(self.macs, sizes)
+        on_bytes = _value(self.int8_macs, sizes) if variant == "int8" else 0
+        return 2 * (total - on_bytes), 2 * on_bytes
+
+    def weight_bytes(self, variant: str) -> int:
+        """Bytes of the constants in the precision of a variant."""
+        if variant == "int8":
+            return 4 * (self.weights - self.int8_weights) + self.int8_weights
+        return self.weights * (2 if variant == "fp16" else 4)
+
+
+def _value(terms: Mapping[str, int], sizes: Mapping[str, int]) -> int:
+    return sum(
+        factor * prod(sizes[symbol] for symbol in term.split("*")) for term, factor in terms.items()
+    )
+
+
+class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One graph of the bundle: what crosses its border, and its variants by name (VARIANTS).
+
+    ``cost``: None where the export did not count it, as in bundles of older versions.
+    """
 
     inputs: tuple[_Tensor, ...]
     outputs: Annotated[tuple[_Tensor, ...], Meta(min_length=1)]
     variants: Annotated[dict[_Name, Variant], Meta(min_length=1)]
+    cost: Cost | None = None
 
     def __post_init__(self) -> None:
-        names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+        tensors = (*self.inputs, *self.outputs)
+        names = [tensor.name for tensor in tensors]
         if len(set(names)) != len(names):
             raise ValueError(f"expected each tensor name once, got {names}; rename one")
+        symbols = {split_axis(a)[1] for t in tensors for a in t.shape if isinstance(a, str)}
+        terms = {**self.cost.macs, **self.cost.int8_macs} if self.cost is not None else {}
+        unknown = {symbol for term in terms for symbol in term.split("*")} - symbols
+        if unknown:
+            raise ValueError(
+                f"expected costs in {', '.join(sorted(symbols)) or 'no symbol'}, got "
+                f"{', '.join(sorted(unknown))}; count them again"
+            )
 
     def nearest(self, variant: str) -> str:
         """The name to read where ``variant`` is wanted: FP32 stands in where there is no INT8.

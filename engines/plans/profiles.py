@@ -53,7 +53,8 @@ class Profile:
     def shapes(self, spec: TensorSpec) -> tuple[Shape, Shape, Shape]:
         """Smallest, typical and largest shape of a tensor; raises KeyError for another symbol."""
         low, typical, high = (
-            tuple(self._size(axis, which) for axis in spec.shape) for which in range(3)
+            spec.shape_at({symbol: sizes[which] for symbol, sizes in self.ranges.items()})
+            for which in range(3)
         )
         return low, typical, high
 
@@ -63,12 +64,6 @@ class Profile:
             symbol in self.ranges and self.ranges[symbol][0] <= size <= self.ranges[symbol][2]
             for symbol, size in sizes.items()
         )
-
-    def _size(self, axis: int | str, which: int) -> int:
-        if isinstance(axis, int):
-            return axis
-        factor, symbol = split_axis(axis)
-        return factor * self.ranges[symbol][which]
 
 
 def profile_for(

@@ -95,6 +95,21 @@ def int8_flow(
     return graph.finish()
 
 
+def int8_layers(model: onnx.ModelProto) -> set[str]:
+    """Names, within the family, of the layers that compute in integers in such a variant."""
+    maker = {name: node for node in model.graph.node for name in node.output}
+    layers = set()
+    for node in model.graph.node:
+        if node.op_type == "MatMulIntegerToFloat":
+            layers.add(node.input[6].removesuffix(".bias"))
+        elif node.op_type == "QLinearConv":
+            name = node.input[3]
+            while name in maker and not name.endswith(".weight"):
+                name = maker[name].input[0]
+            layers.add(name.removesuffix(".weight"))
+    return layers
+
+
 class _Groups:
     """Groups of nodes in an exported flow that have a faster form.
 

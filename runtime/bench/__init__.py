@@ -6,7 +6,10 @@ measure    the loop: warm-up, iterations, latencies, stages
 probe      a backend that notes every call of another one
 meters     peak memory and energy, where the machine tells
 ceiling    what the device reaches: matrix products and memory traffic
-onnx_graph, shapes, graph_cost   operations and bytes of a graph, counted from its ONNX file
+rates      how fast each graph ran, and what share that is of the ceiling
 machine    what was measured on
-command    from arguments to results; tables and report write them down
+tables     results as tables and CSV
+
+What a graph takes was counted when it was exported and stands in the manifest. Charts are drawn
+elsewhere, from what ``percoedge bench --json`` printed: see benchmarks/report.
 """

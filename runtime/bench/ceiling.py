@@ -8,6 +8,7 @@ with these. A backend that runs only what was built before, as TensorRT does, te
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ class Ceiling:
     float_ops_per_s: float | None
     int8_ops_per_s: float | None
     bytes_per_s: float | None
+
+    def record(self) -> dict[str, Any]:
+        """Its values as JSON can hold them, in whole operations and bytes."""
+        values = dataclasses.asdict(self)
+        return {n: round(v) if isinstance(v, float) else v for n, v in values.items()}
 
 
 def measure_ceiling(backend: Backend, int8: bool = False, seconds: float = 0.6) -> Ceiling:

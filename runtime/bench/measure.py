@@ -6,11 +6,8 @@ to images in memory. Writing the images as PNG is timed beside it and not counte
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import gc
 import io
-import operator
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +23,10 @@ from percoedge.engines.selection import select
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import ENQUEUE
 from percoedge.runtime.bench.case import Case, Limits
-from percoedge.runtime.bench.ceiling import Ceiling, measure_ceiling
-from percoedge.runtime.bench.graph_cost import GraphCost, cost_of
+from percoedge.runtime.bench.ceiling import measure_ceiling
 from percoedge.runtime.bench.meters import DeviceMemory, find_meter, peak_host_bytes
-from percoedge.runtime.bench.onnx_graph import read_graph
 from percoedge.runtime.bench.probe import Call, Layout, Probe, stages_of
-from percoedge.runtime.bench.shape_rules import Tensor
+from percoedge.runtime.bench.rates import graph_runs
 from percoedge.runtime.cli.demo import shipped_photo
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.images import write_image
@@ -41,7 +36,6 @@ __all__ = ["encode_photo", "measure", "measure_on"]
 
 _WRITE = "write png"
 _TRACED_DECODES = 10
-_FLOW = ("flow step", "flow, queueing", "flow, waiting")
 
 
 def encode_photo(case: Case) -> bytes:
@@ -66,7 +60,7 @@ def measure_on(
 ) -> dict[str, Any]:
     """Measure a case on a backend that is there; values are such that JSON can hold.
 
-    None is what this machine or backend does not tell.
+    None is what is unknown: this machine or backend does not tell it.
     """
     probe = Probe(backend)
     layout = _layout(bundle, probe, case, stream)
@@ -94,10 +88,8 @@ def measure_on(
         device_ms = _device_times(backend, lambda: _once(codec, probe, case, stream, layout)[0])
     images = case.batch * len(latencies)
     medians = _medians(rows)
-    graphs = _graphs(bundle, probe, medians, calls)
-    ceiling = measure_ceiling(
-        backend, int8=any(cost is not None and cost.int8_ops for *_, cost in graphs)
-    )
+    runs = graph_runs(bundle, backend.variant, medians, calls)
+    ceiling = measure_ceiling(backend, int8=any(run.int8_ops for run in runs))
     return {
         "backend": backend.name,
         "variant": backend.variant,
@@ -113,8 +105,9 @@ def measure_on(
         "peak_device_bytes": memory.peak_bytes,
         "joules_per_image": None if joules is None else round(joules / images, 6),
         "energy_source": None if joules is None or meter is None else meter.source,
-        "ceiling": _ceiling_record(ceiling),
-        "graphs": [_graph_record(*graph, ceiling) for graph in graphs],
+        "ceiling": ceiling.record(),
+        "graphs": [run.record(ceiling) for run in runs],
+        "latencies_ms": [round(latency, 3) for latency in latencies],
         "times": [
             {"start_ms": round(start, 3), "latency_ms": round(latency, 3), "stages_ms": row}
             for start, latency, row in zip(starts, latencies, map(_rounded, rows), strict=True)
@@ -166,73 +159,6 @@ def _layout(bundle: Bundle, probe: Probe, case: Case, stream: bytes) -> Layout:
     parts = len(batch_parts(case.batch, rows * columns * codec.stride**2))
     grid = (rows, columns)
     return Layout(grid, codec.entropy_tile, schedule, case.steps, probe.returns_early, parts)
-
-
-def _graphs(
-    bundle: Bundle, probe: Probe, medians: Mapping[str, float], calls: Sequence[Call]
-) -> list[tuple[str, int, float, GraphCost | None]]:
-    """Of every graph that a decode runs: kind, number of calls, their time, what they cost.
-
-    Costs are those of all calls of one decode together; None for a graph that cannot be counted.
-    """
-    flow = sum(time_ms for name, time_ms in medians.items() if name.startswith(_FLOW))
-    times = {
-        "entropy": sum(t for name, t in medians.items() if name.startswith("MIM pass")),
-        **{"flow": flow, "flow_guided": flow, "decoder": medians.get("decoder", 0.0)},
-    }
-    found = []
-    for kind, time_ms in times.items():
-        of_kind = [call for call in calls if call.kind == kind]
-        if of_kind:
-            found.append((kind, len(of_kind), time_ms, _cost(bundle, probe, of_kind)))
-    return found
-
-
-def _cost(bundle: Bundle, probe: Probe, calls: Sequence[Call]) -> GraphCost | None:
-    """The calls' costs together."""
-    kind = calls[0].kind
-    specs = bundle.manifest.graphs[kind]
-    dtypes = {spec.name: spec.dtype for spec in specs.input_specs}
-    outputs = tuple(spec.name for spec in specs.output_specs)
-    costs: dict[object, GraphCost] = {}
-    try:
-        graph = read_graph(probe.models[kind])
-        for shapes in {call.shapes for call in calls}:
-            inputs = {name: Tensor(shape, dtypes[name]) for name, shape in shapes}
-            costs[shapes] = cost_of(graph, inputs, outputs)
-    except ValueError:
-        return None
-    return functools.reduce(operator.add, (costs[call.shapes] for call in calls))
-
-
-def _graph_record(
-    kind: str, calls: int, time_ms: float, cost: GraphCost | None, ceiling: Ceiling
-) -> dict[str, Any]:
-    """A graph's rate, and what share it is of what the ceilings allow."""
-    record: dict[str, Any] = dict.fromkeys(
-        ("float_ops", "int8_ops", "weight_bytes", "io_bytes", "traffic_bytes", "ops_per_s")
-        + ("bound_ms", "fraction_of_bound", "fraction_of_matrix_rate")
-    )
-    record = {"graph": kind, "calls": calls, "time_ms": round(time_ms, 3), **record}
-    if cost is None or time_ms <= 0:
-        return record
-    record |= dataclasses.asdict(cost)
-    record["ops_per_s"] = round((cost.float_ops + cost.int8_ops) / time_ms * 1000)
-    products = [(cost.float_ops, ceiling.float_ops_per_s), (cost.int8_ops, ceiling.int8_ops_per_s)]
-    rates = [(count, rate) for count, rate in products if count]
-    if ceiling.bytes_per_s is None or any(rate is None for _, rate in rates):
-        return record
-    matrix_ms = sum(count / rate for count, rate in rates if rate is not None) * 1000
-    moving_ms = (cost.weight_bytes + cost.io_bytes) / ceiling.bytes_per_s * 1000
-    record["bound_ms"] = round(max(matrix_ms, moving_ms), 3)
-    record["fraction_of_bound"] = round(max(matrix_ms, moving_ms) / time_ms, 4)
-    record["fraction_of_matrix_rate"] = round(matrix_ms / time_ms, 4)
-    return record
-
-
-def _ceiling_record(ceiling: Ceiling) -> dict[str, Any]:
-    values = dataclasses.asdict(ceiling)
-    return {n: round(v) if isinstance(v, float) else v for n, v in values.items()}
 
 
 def _outside(probe: Probe, medians: Mapping[str, float], median_ms: float) -> float | None:

@@ -13,32 +13,29 @@ from types import TracebackType
 import numpy as np
 
 from percoedge.bitstream.schedules import pass_count, passes
-from percoedge.engines.contract import Backend, Buffer, Engine, Graph, TensorSpec
+from percoedge.engines.contract import Backend, Buffer, Engine, Graph, TensorSpec, check_tensors
 from percoedge.engines.tensorrt.library import LIBRARIES
 from percoedge.runtime.ranges import named_range
 from percoedge.runtime.tiles import grid_tiles
 
 __all__ = ["Call", "Layout", "Probe", "stages_of"]
 
-Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-
 
 @dataclass(frozen=True)
 class Call:
-    """One run of a graph: its inputs' shapes by name, and how long the call took."""
+    """One run of a graph: the size of every symbol in its inputs, and how long the call took."""
 
     kind: str
-    shapes: Shapes
+    sizes: Mapping[str, int]
     time_ms: float
 
 
 @dataclass
 class Probe:
-    """See the contract of Backend. ``calls`` in order; ``models``: the ONNX model of each graph."""
+    """See the contract of Backend. ``calls``: of all engines, in order."""
 
     backend: Backend
     calls: list[Call] = field(default_factory=list)
-    models: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -54,9 +51,7 @@ class Probe:
         return self.name in LIBRARIES
 
     def load(self, graph: Graph) -> Engine:
-        source = graph.read()
-        self.models[source.kind] = source.model
-        return _ProbedEngine(source.kind, self.backend.load(source), self.calls)
+        return _ProbedEngine(graph.kind, self.backend.load(graph), self.calls)
 
 
 class _ProbedEngine:
@@ -78,8 +73,8 @@ class _ProbedEngine:
         with named_range(self._kind):
             outputs = self._engine.run(feeds, on_device=on_device)
         time_ms = (time.perf_counter() - began) * 1000
-        shapes = tuple((name, tuple(feed.shape)) for name, feed in feeds.items())
-        self._calls.append(Call(self._kind, shapes, time_ms))
+        sizes = check_tensors(f"{self._kind}: input", self.inputs, feeds)
+        self._calls.append(Call(self._kind, sizes, time_ms))
         return outputs
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Results as tables: for a terminal, as Markdown to paste elsewhere, and as CSV.
 
-What a machine does not tell is written as "missing", never as 0.
+What a machine or a bundle does not tell is written as "unknown", never as 0.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from percoedge.runtime.bench.case import Case
 
 __all__ = [
     "DEVICE_TIMES",
-    "MISSING",
     "Outcome",
     "Table",
+    "UNKNOWN",
     "csv_text",
     "device_table",
     "grouped",
@@ -28,7 +28,7 @@ __all__ = [
     "text_lines",
 ]
 
-MISSING = "missing"
+UNKNOWN = "unknown"
 DEVICE_TIMES = (
     "Milliseconds on the GPU, between events of further decodes; enqueue: of the host, meanwhile"
 )
@@ -181,7 +181,7 @@ def csv_text(outcomes: Sequence[Outcome], machine: Mapping[str, Any]) -> str:
                 for graph in value:
                     kind = graph["graph"]
                     row |= {f"{kind}: {part}": n for part, n in graph.items() if part != "graph"}
-            elif name != "times":
+            elif not isinstance(value, list):
                 row[name] = value
         row |= {name: value for name, value in machine.items() if not isinstance(value, dict)}
         row |= {f"version of {name}": text for name, text in machine["versions"].items()}
@@ -190,17 +190,17 @@ def csv_text(outcomes: Sequence[Outcome], machine: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({n: MISSING if v is None else v for n, v in row.items()} for row in rows)
+    writer.writerows({n: UNKNOWN if v is None else v for n, v in row.items()} for row in rows)
     return text.getvalue()
 
 
 def _share(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.1%}"
+    return UNKNOWN if value is None else f"{value:.1%}"
 
 
 def _mebibytes(size_bytes: int | None) -> str:
-    return MISSING if size_bytes is None else f"{size_bytes / _MIB:.0f}"
+    return UNKNOWN if size_bytes is None else f"{size_bytes / _MIB:.0f}"
 
 
 def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3g}"
+    return UNKNOWN if value is None else f"{value:.3g}"

@@ -13,7 +13,7 @@ from percoedge.runtime.bench.case import Case, Limits, cases_from_options
 from percoedge.runtime.bench.machine import describe
 from percoedge.runtime.bench.tables import (
     DEVICE_TIMES,
-    MISSING,
+    UNKNOWN,
     Outcome,
     csv_text,
     device_table,
@@ -31,12 +31,16 @@ __all__ = ["bench"]
 
 
 def bench(options: Namespace, console: Console) -> int:
-    """Measure; a case that fails is told and passed over, and the exit code is then 4."""
+    """Measure; a case that fails is reported and passed over, and the exit code is then 4."""
+    if options.report is not None:
+        raise UsageError(
+            f"expected no --report: charts are drawn where matplotlib is; run percoedge bench "
+            f"--json > bench.json, then python -m benchmarks.report bench.json -o {options.report}"
+        )
     cases = cases_from_options(options)
     limits = _limits(options)
-    for name in (options.report, options.export_times):
-        if name is not None:
-            check_output(name)
+    if options.export_times is not None:
+        check_output(options.export_times)
     machine = describe()
     with console.progress() as line:
         outcomes = _measure_all(cases, limits, line)
@@ -44,17 +48,13 @@ def bench(options: Namespace, console: Console) -> int:
         raise EngineError(outcomes[0].error)
     if options.export_times is not None:
         atomic_write(options.export_times, _times(outcomes).encode())
-    if options.report is not None:
-        from percoedge.runtime.bench.report import html_report
-
-        atomic_write(options.report, html_report(outcomes, machine, limits).encode())
     record = {
         "command": "bench",
         "machine": machine,
         "limits": dataclasses.asdict(limits),
         "cases": [_record(outcome) for outcome in outcomes],
     }
-    console.report(_told(record), _lines(options.format, outcomes, machine))
+    console.report(_json_of(record), _lines(options.format, outcomes, machine))
     return EngineError.exit_code if any(outcome.error for outcome in outcomes) else 0
 
 
@@ -106,13 +106,13 @@ def _described(machine: dict[str, Any]) -> list[str]:
     if gpu:
         device.append(f"{gpu['name']}, driver {gpu['driver']}")
     clocks = [
-        f"CPU {machine['cpu_mhz'] or MISSING} MHz",
-        f"governor {machine['cpu_governor'] or MISSING}",
-        f"power mode {machine['power_mode'] or MISSING}",
+        f"CPU {machine['cpu_mhz'] or UNKNOWN} MHz",
+        f"governor {machine['cpu_governor'] or UNKNOWN}",
+        f"power mode {machine['power_mode'] or UNKNOWN}",
         f"load average {machine['load_average']} before",
     ]
     software = [f"{name} {version}" for name, version in versions.items()]
-    software += [f"commit {machine['commit'] or MISSING}", machine["date"]]
+    software += [f"commit {machine['commit'] or UNKNOWN}", machine["date"]]
     return [", ".join(filter(None, words)) for words in (device, clocks, software)]
 
 
@@ -135,10 +135,10 @@ def _times(outcomes: Sequence[Outcome]) -> str:
     return json.dumps({"cases": cases}) + "\n"
 
 
-def _told(value: Any) -> Any:
-    """What is not known is said to be so."""
+def _json_of(value: Any) -> Any:
+    """The same with "unknown" for None."""
     if isinstance(value, dict):
-        return {name: _told(part) for name, part in value.items()}
+        return {name: _json_of(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_told(part) for part in value]
-    return MISSING if value is None else value
+        return [_json_of(part) for part in value]
+    return UNKNOWN if value is None else value

@@ -356,7 +356,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--format", default="table", choices=("table", "markdown", "csv"), help="default: table"
     )
-    bench.add_argument("--report", metavar="FILE", help="write plots, too, as one page of HTML")
+    bench.add_argument("--report", metavar="FILE", help=argparse.SUPPRESS)  # now benchmarks.report
     bench.add_argument(
         "--export-times", metavar="FILE", help="write the times of every iteration as JSON"
     )

@@ -106,6 +106,17 @@ def test_variants_share_their_weights_in_half_precision(bundle: Bundle) -> None:
     assert stored < 1 << 20
 
 
+def test_the_manifest_states_what_graphs_cost(bundle: Bundle) -> None:
+    costs = {kind: graph.cost for kind, graph in bundle.manifest.graphs.items()}
+    flow, guided, decoder = costs["flow"], costs["flow_guided"], costs["decoder"]
+    assert flow is not None and guided is not None and decoder is not None
+    assert None not in costs.values()
+    assert guided.macs == {term: 2 * factor for term, factor in flow.macs.items()}
+    assert 0 < flow.int8_macs["n*h*w"] < flow.macs["n*h*w"]
+    stored = sum(record.size for record in bundle.manifest.graphs["decoder"].variants["fp32"].data)
+    assert 2 * decoder.weights == pytest.approx(stored, rel=0.2)  # small ones lie in the model
+
+
 def test_models_carry_no_traces_of_the_machine(bundle: Bundle) -> None:
     for kind in bundle.kinds:
         for variant in ("fp32", "fp16"):

@@ -82,6 +82,14 @@ def test_how_streams_are_read_decides_the_fingerprint_and_nothing_else(
         (["graphs", "flow", "variants", "fp32", "model", "file"], "/etc/passwd", "relative path"),
         (["graphs", "flow", "variants", "fp32", "model", "file"], "a/m.onnx", "in its folder"),
         (["graphs", "flow", "variants", "fp32", "data", 0, "size"], 1, "one hash and size"),
+        (
+            ["graphs", "flow", "cost"],
+            {"macs": {"n*z": 1}, "weights": 1},
+            "expected costs in .*got z",
+        ),
+        (["graphs", "flow", "cost"], {"macs": {"2*n": 1}, "weights": 1}, "matching regex"),
+        (["graphs", "flow", "cost"], {"macs": {"n": -1}, "weights": 1}, "`int` >= 0"),
+        (["graphs", "flow", "cost"], {"macs": {}}, "missing required field `weights`"),
         (["fingerprint"], "0" * 64, "expected fingerprint [0-9a-f]{64} .*, got 0{64}"),
     ],
 )
@@ -94,6 +102,27 @@ def test_what_breaks_a_rule_is_refused(
     place[path[-1]] = value
     with pytest.raises(BundleError, match=f"^here: expected a manifest of format 1; .*{message}"):
         decode(document)
+
+
+def test_costs_are_for_every_size(document: Any) -> None:
+    document["graphs"]["flow"]["cost"] = {
+        **{"macs": {"n*h*w": 10, "n*h*w*h*w": 3, "n": 7}, "weights": 100},
+        **{"int8_macs": {"n*h*w": 4}, "int8_weights": 60},
+    }
+    cost = decode_manifest(json.dumps(document).encode(), "here").graphs["flow"].cost
+    assert cost is not None
+    sizes = {"n": 2, "h": 3, "w": 5}
+    macs = 2 * (10 * 15 + 3 * 15**2 + 7)
+    assert cost.operations("fp32", sizes) == cost.operations("fp16", sizes) == (2 * macs, 0)
+    assert cost.operations("int8", sizes) == (2 * (macs - 120), 2 * 120)
+    assert [cost.weight_bytes(v) for v in ("fp32", "fp16", "int8")] == [400, 200, 160 + 60]
+    with pytest.raises(KeyError):
+        cost.operations("fp32", {"n": 1})
+
+
+def test_bundles_without_costs_are_as_they_were(bundle: Bundle) -> None:
+    assert b'"cost"' not in encode_manifest(bundle.manifest)
+    assert all(graph.cost is None for graph in bundle.manifest.graphs.values())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,172 @@
+"""What a run of each graph takes: counted by PyTorch, for every size at once, into the manifest.
+
+    python -m percoedge.export.graphs.costs CONFIG DIRECTORY [--rate RATE]
+
+adds them to a bundle that was exported without; ``percoedge.export.bundle`` does so by itself.
+
+Multiply-accumulates are those of ``torch.utils.flop_counter.FlopCounterMode`` (which counts two
+operations for each) on tensors without contents, so that the full size takes seconds. They are
+counted at a few sizes, fitted by a sum of products of the graph's symbols, and compared with counts
+at other sizes: what does not agree to the last one is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from msgspec.structs import replace
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from percoedge.engines.bundle import Bundle
+from percoedge.engines.bundle.manifest import Cost
+from percoedge.engines.bundle.manifest import Graph as GraphRecord
+from percoedge.engines.bundle.write import replace_manifest
+from percoedge.engines.contract import TensorSpec
+from percoedge.errors import PercoedgeError
+from percoedge.export.config import Config, at_rate, load_config
+from percoedge.export.graphs.int8 import int8_layers
+from percoedge.export.graphs.modules import graph_plans
+from percoedge.export.models.family import Family
+from percoedge.export.models.mim import Mim, QuantLayer
+
+Sizes = Mapping[str, int]
+Counts = Mapping[str, int]
+"""Multiply-accumulates of every module that ran, by its name within the graph; "" is all of it."""
+
+_TERMS = ("n", "n*h*w", "n*h*w*h*w", "n*p")
+_FITTED = tuple(
+    dict(zip("nhwp", sizes, strict=True))
+    for sizes in ((1, 2, 2, 1), (1, 2, 4, 1), (1, 4, 6, 2), (1, 2, 2, 3))
+)
+_COMPARED = tuple(
+    dict(zip("nhwp", sizes, strict=True)) for sizes in ((1, 1, 1, 1), (3, 5, 8, 11), (2, 32, 32, 7))
+)
+
+
+def with_costs(bundle: Bundle, config: Config) -> Bundle:
+    """The bundle of a directory, its manifest written anew with the costs of its graphs.
+
+    ``config``: what it was exported with. Files and fingerprint stay as they are. Graphs whose
+    counts are no sum of products of symbols get no cost.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        family = Family(config).eval()
+        graphs = {
+            kind: replace(graph, cost=_cost(bundle, kind, graph, family, config))
+            for kind, graph in bundle.manifest.graphs.items()
+        }
+    return replace_manifest(bundle.path, replace(bundle.manifest, graphs=graphs))
+
+
+def _cost(
+    bundle: Bundle, kind: str, graph: GraphRecord, family: Family, config: Config
+) -> Cost | None:
+    """The cost of one graph, whose module is made of a family without contents."""
+    models = {
+        name: onnx.load_from_string(bundle.read_file(variant.model))
+        for name, variant in graph.variants.items()
+    }
+    layers: set[str] = set()
+    if kind == "entropy":
+        module: nn.Module = _EntropyGraph(family.mim)
+        on_bytes = [part for part in family.mim.modules() if isinstance(part, QuantLayer)]
+    else:
+        module = graph_plans(config)[kind].build(family, torch.float32)
+        layers = int8_layers(models["int8"]) if "int8" in models else set()
+        on_bytes = [family.get_submodule(name) for name in layers]
+    counts = [_counts(module, graph.input_specs, sizes) for sizes in (*_FITTED, *_COMPARED)]
+    macs = _fit([one[""] for one in counts])
+    if macs is None or "int8" not in models:
+        int8_macs: dict[str, int] | None = {}
+    elif kind == "entropy":  # all of its layers
+        int8_macs = macs
+    else:
+        int8_macs = _fit([sum(one.get(name, 0) for name in layers) for one in counts])
+    if macs is None or int8_macs is None:
+        return None
+    model = next(iter(models.values()))
+    return Cost(
+        macs=macs,
+        weights=sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
+        int8_macs=int8_macs,
+        int8_weights=sum(part.weight.numel() for part in on_bytes) if int8_macs else 0,
+    )
+
+
+class _EntropyGraph(nn.Module):
+    """The products of the entropy model: those of its float form, which has the same layers."""
+
+    def __init__(self, mim: Mim) -> None:
+        super().__init__()
+        self.mim = mim
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self.mim.logits(self.mim.stream(tokens, positions))
+
+
+def _counts(module: nn.Module, inputs: Iterable[TensorSpec], sizes: Sizes) -> Counts:
+    """Count one run of a module at these sizes."""
+    feeds = {
+        spec.name: torch.zeros(spec.shape_at(sizes), dtype=getattr(torch, spec.dtype))
+        for spec in inputs
+    }
+    # attention as the products that it is made of: the counter does not know all fused kernels
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
+        module(**feeds)
+    root = type(module).__name__
+    by_module = {
+        name.removeprefix(root).removeprefix("."): sum(operations.values()) // 2
+        for name, operations in counter.get_flop_counts().items()
+        if name.startswith(root)
+    }
+    return {**by_module, "": counter.get_total_flops() // 2}
+
+
+def _fit(counts: Sequence[int]) -> dict[str, int] | None:
+    """Coefficients of the terms that give exactly these counts at the sizes above, or None."""
+    everywhere = (*_FITTED, *_COMPARED)
+    rows = [[_product(term, sizes) for term in _TERMS] for sizes in everywhere]
+    solved = np.linalg.solve(np.array(rows[: len(_FITTED)], float), counts[: len(_FITTED)])
+    factors = [round(factor) for factor in solved.tolist()]
+    found = [sum(f * r for f, r in zip(factors, row, strict=True)) for row in rows]
+    if found != list(counts) or min(factors) < 0:
+        return None
+    return {term: factor for term, factor in zip(_TERMS, factors, strict=True) if factor}
+
+
+def _product(term: str, sizes: Sizes) -> int:
+    return math.prod(sizes[symbol] for symbol in term.split("*"))
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="configuration that the bundle was exported with")
+    parser.add_argument("directory", type=Path, help="of the bundle")
+    parser.add_argument("--rate", help="as for percoedge.export.bundle")
+    args = parser.parse_args()
+    try:
+        config = load_config(args.config)
+        config = config if args.rate is None else at_rate(config, args.rate)
+        bundle = with_costs(Bundle.open(args.directory), config)
+    except (PercoedgeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 4
+    for kind, graph in bundle.manifest.graphs.items():
+        print(f"{kind}: {graph.cost or 'no cost: it is no sum of products of sizes'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""What is measured of a decode, and what of it is unknown."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from percoedge.engines.bundle import Bundle
+from percoedge.runtime import ranges
+from percoedge.runtime.bench.case import Case
+
+
+def test_stages_are_all_of_the_latency(fake_bundle: Bundle, measured: Any) -> None:
+    result = measured(fake_bundle)
+    assert result["iterations"] == len(result["times"]) == 4
+    for one in result["times"]:
+        inside = [t for name, t in one["stages_ms"].items() if name != "write png"]
+        assert sum(inside) == pytest.approx(one["latency_ms"], abs=0.02)
+    assert list(result["stages_ms"]) == [
+        "container",
+        *(f"MIM pass {number}" for number in range(1, 5)),
+        *("range coder", "noise", "flow step 1", "flow step 2", "flow step 3"),
+        *("flow, between steps", "decoder", "image", "other", "write png"),
+    ]
+    assert 0 < result["outside_engines"] < 1
+
+
+def test_summary_is_that_of_the_times(fake_bundle: Bundle, measured: Any) -> None:
+    result = measured(fake_bundle)
+    latency, times = result["latency_ms"], [one["latency_ms"] for one in result["times"]]
+    assert latency["p50"] == pytest.approx(np.median(times), abs=0.002)
+    assert latency["sd"] == pytest.approx(np.std(times, ddof=1), abs=0.002)
+    ordered = [latency[n] for n in ("min", "p50", "p90", "p95", "p99", "max")]
+    assert ordered == sorted(ordered)
+    assert result["images_per_s"] == pytest.approx(4000 / sum(times), rel=0.01)
+
+
+def test_a_batch_counts_its_images(fake_bundle: Bundle, measured: Any) -> None:
+    result = measured(fake_bundle, Case("fake", "auto", 30, 20, 3, 1, None))
+    times = [one["latency_ms"] for one in result["times"]]
+    assert result["images_per_s"] == pytest.approx(12000 / sum(times), rel=0.01)
+    assert [graph["calls"] for graph in result["graphs"]] == [4, 1, 1]
+
+
+def test_a_batch_in_parts_has_the_stages_of_one(
+    fake_bundle: Bundle, measured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("percoedge.runtime.rendering.BATCH_PIXELS", 1)
+    whole, parts = (
+        measured(fake_bundle, Case("fake", "auto", 30, 20, batch, 3, None)) for batch in (1, 3)
+    )
+    assert list(parts["stages_ms"]) == list(whole["stages_ms"])
+    assert [graph["calls"] for graph in parts["graphs"]] == [12, 9, 3]
+
+
+def test_what_cannot_be_known_is_none(fake_bundle: Bundle, measured: Any) -> None:
+    result = measured(fake_bundle)
+    assert result["ceiling"]["float_ops_per_s"] is None
+    assert [graph["ops_per_s"] for graph in result["graphs"]] == [None] * 3
+
+
+def test_low_memory_shows_loading(fake_bundle: Bundle, measured: Any) -> None:
+    case = Case("fake", "auto", 30, 20, 1, 1, None, low_memory=True)
+    assert "load" in measured(fake_bundle, case)["stages_ms"]
+
+
+def test_profilers_see_the_stages(
+    fake_bundle: Bundle, measured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    class Annotate:
+        def __init__(self, message: str, domain: str) -> None:
+            seen.append(f"{domain}: {message}")
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "nvtx", SimpleNamespace(annotate=Annotate))
+    ranges._maker.cache_clear()
+    try:
+        measured(fake_bundle)
+    finally:
+        ranges._maker.cache_clear()
+    stages = {"percoedge: container", "percoedge: flow", "percoedge: entropy"}
+    assert stages <= set(seen)
