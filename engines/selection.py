@@ -109,7 +109,7 @@ def _without_plans(backend: TensorRtBackend, bundle: Bundle | None) -> str | Non
     Neither library nor GPU are touched where there is no plan at all.
     """
     if bundle is None or not backend.cache.records(backend.name):
-        return f"{backend.name}: found no plans"
+        return f"{backend.name}: found no engine files"
     try:
         for kind, graph in bundle.manifest.graphs.items():
             if backend.variant not in graph.variants:

@@ -1,7 +1,7 @@
 """Reads the files of a bundle out of a directory or a .zip, trusting neither.
 
 Names come from a manifest and are safe already (manifest.check_file_name); here links, odd files,
-lying archives and sizes are refused, and every read is bounded by the size it is told to expect.
+lying archives and sizes are refused, and every read is bounded by the size that it is to have.
 """
 
 from __future__ import annotations

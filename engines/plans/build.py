@@ -1,9 +1,9 @@
-"""From a graph to a plan: the one way to build for every form of TensorRT.
+"""From a graph to an engine file: the one way to build for every form of TensorRT.
 
 Networks are strongly typed, so the precision is that of the graph. TF32 is off: graphs that count
-on exact sums stay exact. The graph's data is mapped from files in a private folder and the plan is
-written as it is made, where the library can do that, so that a build needs little more memory than
-the weights.
+on exact sums stay exact. The graph's data is mapped from files in a private folder and the engine
+file is written as it is made, where the library can do that, so that a build needs little more
+memory than the weights.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ def stage_graph(source: GraphSource, folder: Path) -> StagedGraph:
 def check_targets(library: Library, targets: Sequence[int]) -> None:
     """Raise UsageError for compute capabilities that the library cannot build for in advance."""
     supported = supported_targets(library)
-    strangers = sorted(set(targets) - set(supported))
-    if strangers:
+    unsupported = sorted(set(targets) - set(supported))
+    if unsupported:
         raise UsageError(
             f"expected SM of {', '.join(map(str, supported)) or 'the GPU at hand only'} for "
-            f"{library.name} {library.version}, got {', '.join(map(str, strangers))}"
+            f"{library.name} {library.version}, got {', '.join(map(str, unsupported))}"
         )
 
 
@@ -122,7 +122,7 @@ def build_plan(
     ``targets``: compute capabilities to build for, none for the GPU at hand. ``workspace_mib``: the
     most that one layer may use for itself. The builder's words go to ``log``. Ctrl-C stops the
     build. Raises BackendError when the library refuses the graph, UsageError for targets it does
-    not know, and OutputError when the plan cannot be written.
+    not know, and OutputError when the engine file cannot be written.
     """
     check_targets(library, targets)
     messages = _Messages(log)
@@ -254,8 +254,8 @@ def _write_plan(library: Library, builder: Any, network: Any, config: Any, path:
             return bool(built)
     except OSError as error:
         raise OutputError(
-            f"{path}: the plan cannot be written: {error}; make room, or choose another folder "
-            "with --cache"
+            f"{path}: the engine file cannot be written: {error}; make room, or choose another "
+            "folder with --cache"
         ) from error
 
 

@@ -1,10 +1,11 @@
-"""Built engines ("plans") on this machine's disk, each with a manifest of its own.
+"""Engine files (TensorRT's plans) on this machine's disk, each with a manifest of its own.
 
-A plan is code: whoever hands it to TensorRT runs it. So plans are built here and never come from a
-bundle, and what is read back has passed every check before any library sees it: the folder and the
-files belong to this user or to root and nobody else may write to them, the manifest is unaltered
-(it carries its own SHA-256), it fits graph, library, version and GPU, and the plan has the size and
-SHA-256 that it states. The sums find damage and mix-ups; strangers are kept out by ownership.
+An engine file is code: whoever hands it to TensorRT runs it. So they are built here and never come
+from a bundle, and what is read back has passed every check before any library sees it: the folder
+and the files belong to this user or to root and nobody else may write to them, the manifest is
+unaltered (it carries its own SHA-256), it fits graph, library, version and GPU, and the engine file
+has the size and SHA-256 that it states. The sums find damage and mix-ups; other users are kept out
+by ownership.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from percoedge.errors import BackendError, OutputError
 __all__ = ["CACHE_VARIABLE", "PlanCache"]
 
 CACHE_VARIABLE = "PERCOEDGE_CACHE"
-"""Environment variable that names the folder of the plans."""
+"""Environment variable that names the folder of the engine files."""
 
 _CHUNK_BYTES = 1 << 20
 _MAX_MANIFEST_BYTES = 1 << 16
@@ -50,7 +51,7 @@ _SCRATCH_SECONDS = 24 * 3600.0  # what is older was left by a build that was kil
 
 
 class PlanCache:
-    """The plans in one folder: ``root``, else $PERCOEDGE_CACHE, else the user's cache folder."""
+    """Those in one folder: ``root``, else $PERCOEDGE_CACHE, else the user's cache folder."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = _default_root() if root is None else root
@@ -92,10 +93,10 @@ class PlanCache:
         driver: str | None = None,
         request: BuildRequest | None = None,
     ) -> PlanRecord:
-        """Move a plan out of ``scratch`` into the cache and write its manifest.
+        """Move an engine file out of ``scratch`` into the cache and write its manifest.
 
-        It replaces the plan of the same graph, library, version and targets. A manifest and the
-        plan that it names always belong together, also while several builds run. Raises
+        It replaces that of the same graph, library, version and targets. A manifest and the engine
+        file that it names always belong together, also while several builds run. Raises
         OutputError.
         """
         digest, size = _hash_file(plan)
@@ -129,13 +130,13 @@ class PlanCache:
                     (self.root / name).unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{self.root}: the plan cannot be kept: {error}; choose another folder with "
+                f"{self.root}: the engine file cannot be kept: {error}; choose another folder with "
                 f"--cache or {CACHE_VARIABLE}"
             ) from error
         return record
 
     def records(self, library: str) -> list[PlanRecord]:
-        """Every sound manifest of a library, in the order of file names; no plan is looked at."""
+        """Every sound manifest of a library, in the order of file names; nothing else is read."""
         found = []
         with contextlib.suppress(BackendError):
             self._check_root()
@@ -147,10 +148,10 @@ class PlanCache:
     def find(
         self, kind: str, graph_sha256: str, library: Library, sm: int | None = None
     ) -> PlanRecord:
-        """The plan of a graph for a library and a GPU, the newest if there are several.
+        """The engine file of a graph for a library and a GPU, the newest if there are several.
 
-        ``sm``: compute capability of the GPU; None finds a plan for any. Raises BackendError with
-        the command to run when there is none, or none that is sound and fits.
+        ``sm``: compute capability of the GPU; None finds one for any. Raises BackendError with the
+        command to run when there is none, or none that is sound and fits.
         """
         if not self.root.exists():
             raise self._refusal(kind, library, "found none")
@@ -180,7 +181,7 @@ class PlanCache:
         return max(found, key=lambda record: record.built)
 
     def map(self, record: PlanRecord) -> mmap.mmap:
-        """The bytes of a plan, of the size and SHA-256 in its manifest, mapped from its file.
+        """The bytes of an engine file, of the size and SHA-256 in its manifest, mapped from disk.
 
         So they take no memory but that which the system lends to files; nobody but this user and
         root can write to them meanwhile, and a build replaces the file as a whole. Unmapped when
@@ -206,7 +207,7 @@ class PlanCache:
         return data
 
     def kernels(self, record: PlanRecord) -> bytes | None:
-        """What ``keep_kernels`` kept for a plan; None for nothing or for what is not sound."""
+        """What ``keep_kernels`` kept of a record; None for nothing or for what is not sound."""
         with contextlib.suppress(BackendError):
             self._check_root()
             data = _read_own_file(self._kernels_path(record), _MAX_KERNELS_BYTES)
@@ -215,7 +216,7 @@ class PlanCache:
         return None
 
     def keep_kernels(self, record: PlanRecord, kernels: bytes) -> None:
-        """Keep what a library compiled for the GPU at hand out of a plan, for the next process.
+        """Keep what a library compiled for the GPU at hand, for the next process.
 
         Nothing happens where it cannot be written: the next process compiles again.
         """
@@ -243,13 +244,13 @@ class PlanCache:
             raise BackendError(f"{self.root}: cannot be opened: {error}") from error
         if not stat.S_ISDIR(info.st_mode):
             raise BackendError(
-                f"{self.root}: expected a folder for plans, got something else; choose another "
-                f"with {CACHE_VARIABLE}"
+                f"{self.root}: expected a folder for engine files, got something else; choose "
+                f"another with {CACHE_VARIABLE}"
             )
         _check_owner(self.root, info)
 
     def _sweep(self) -> None:
-        """Remove what builds left that were killed; a graph and its plan can be gigabytes."""
+        """Remove what killed builds left: graphs and engine files, which can be gigabytes."""
         for folder in self.root.glob(f"{_SCRATCH}*"):
             with contextlib.suppress(OSError):
                 if time.time() - folder.lstat().st_mtime > _SCRATCH_SECONDS:
@@ -277,7 +278,7 @@ class PlanCache:
             advice = f"build it: {self._command(kind, library.name, sorted(targets), request)}"
         here = "" if sm is None else f" on SM {sm}"
         return BackendError(
-            f"{self.root}: expected a plan of graph {kind!r} for {library.name} "
+            f"{self.root}: expected an engine file of graph {kind!r} for {library.name} "
             f"{library.version}{here}; {reason}; {advice}"
         )
 
@@ -335,7 +336,7 @@ def _check_owner(path: Path, info: os.stat_result) -> None:
     """Refuse what others could have written. There are no such rights to look at on Windows."""
     if not hasattr(os, "geteuid"):
         return
-    advice = f"plans run as code: use a folder of your own, with --cache or {CACHE_VARIABLE}"
+    advice = f"engine files run as code: use a folder of your own, with --cache or {CACHE_VARIABLE}"
     if info.st_uid not in (0, os.geteuid()):
         raise BackendError(
             f"{path}: expected it to belong to this user or to root, got owner {info.st_uid}; "

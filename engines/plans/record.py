@@ -1,4 +1,4 @@
-"""The manifest of a built engine ("plan"): what it was built from, by what, and for what.
+"""The manifest of an engine file (TensorRT's plan): what it was built from, by what, and for what.
 
 On disk it is JSON with a SHA-256 of its own, and only the very bytes that were written are taken
 back.
@@ -47,11 +47,11 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The manifest of one plan.
+    """The manifest of one engine file.
 
-    ``precision``: variant of the graph ("fp16"); plans are strongly typed. ``targets``: compute
-    capabilities (SM 8.9 is 89). ``flags``: names of the builder's flags that were set. ``driver``:
-    of the GPU at build, None where there was none. ``built``: time in UTC.
+    ``precision``: variant of the graph ("fp16"), to which it is strongly typed. ``targets``:
+    compute capabilities (SM 8.9 is 89). ``flags``: names of the builder's flags that were set.
+    ``driver``: of the GPU at build, None where there was none. ``built``: time in UTC.
     """
 
     format: Literal[1] = 1
@@ -76,7 +76,7 @@ class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     @property
     def plan_name(self) -> str:
-        """Name of the plan; it holds the plan's hash, so that a manifest never names another's."""
+        """Name of the engine file; it holds its hash, so that a manifest never names another's."""
         return f"{self.stem}-{self.plan_sha256[:12]}.plan"
 
 
@@ -95,7 +95,7 @@ def rebuild_command(
     request: BuildRequest | None = None,
     cache: Path | None = None,
 ) -> str:
-    """The command that builds a plan; all graphs of a bundle without ``kind``."""
+    """The command that builds an engine file; all graphs of a bundle without ``kind``."""
     request = request or BuildRequest()
     words = ["percoedge", "build", request.bundle, "--backend", library]
     if targets and library == "tensorrt-rtx":  # the other one builds for the GPU at hand
@@ -114,14 +114,14 @@ def rebuild_command(
 
 
 def name_prefix(kind: str, graph_sha256: str, library: str) -> str:
-    """How the names of all files of a graph's plans begin."""
+    """How the names of all files of a graph's engine files begin."""
     return f"{kind}-{graph_sha256[:16]}-{library}-"
 
 
 def plan_stem(
     kind: str, graph_sha256: str, library: str, version: str, targets: Sequence[int]
 ) -> str:
-    """Name without suffix of what belongs to one plan: its manifest and its log."""
+    """Name without suffix of what belongs to one engine file: its manifest and its log."""
     sm = "-".join(map(str, targets))
     return f"{name_prefix(kind, graph_sha256, library)}{version}-sm{sm}"
 
@@ -137,7 +137,7 @@ def decode_record(data: bytes) -> PlanRecord:
     try:
         record = msgspec.json.decode(data, type=_Sealed).record
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"expected the manifest of a plan; {error}") from error
+        raise ValueError(f"expected the manifest of an engine file; {error}") from error
     if encode_record(record) != data:
         raise ValueError("expected the manifest as it was written; it was altered")
     return record

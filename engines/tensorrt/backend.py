@@ -47,7 +47,7 @@ class TensorRtBackend:
             return str(error)
         if not self.cache.records(self.name):
             return (
-                f"{self.name}: expected plans in {self.cache.root}, found none; build them: "
+                f"{self.name}: expected engine files in {self.cache.root}, found none; build them: "
                 f"{rebuild_command(self.name)}"
             )
         return None
@@ -111,7 +111,7 @@ class TensorRtBackend:
         said = "; ".join(text for severity, text in messages if "ERROR" in severity)
         built_for = ", ".join(map(str, record.targets))
         cause = gpu.failure(
-            f"{where}: loading the plan built for SM {built_for} by {record.library} "
+            f"{where}: loading the engine file built for SM {built_for} by {record.library} "
             f"{record.version} on SM {gpu.sm}",
             said or "the library gives no reason",
         )
@@ -127,6 +127,6 @@ class TensorRtBackend:
             try:
                 self._workplace = Workplace(Gpu(), library)
             except BackendError as error:
-                advice = "; plans are built without a GPU" if supported_targets(library) else ""
+                advice = "; build needs no GPU" if supported_targets(library) else ""
                 raise BackendError(f"{self.name}: {error}{advice}") from error
         return self._workplace

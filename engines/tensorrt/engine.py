@@ -121,12 +121,12 @@ class TensorRtEngine:
         """The error for feeds outside the plan's profile, with the command that widens it."""
         record = self._record
         got = ", ".join(f"{symbol} {size}" for symbol, size in sizes.items())
-        message = f"{self._where}: expected {record.profile} as the plan was built for, got {got}"
+        message = f"{self._where}: expected {record.profile} as it was built for, got {got}"
         wider = _widened(record, sizes)
         if wider == record.request:
-            return BackendError(f"{message}; no plan is built for more: cut it into tiles")
+            return BackendError(f"{message}; no engine file is built for more: cut it into tiles")
         command = rebuild_command(record.library, targets=record.targets, request=wider)
-        return BackendError(f"{message}; build plans for it: {command}")
+        return BackendError(f"{message}; build for it: {command}")
 
     def _check_interface(self, engine: Any, mode: Any, specs: tuple[TensorSpec, ...]) -> None:
         """Check the plan's inputs or outputs against the specs; sizes where both are fixed."""

@@ -1,6 +1,6 @@
 """Peak memory and energy of a stretch of work, from whatever this machine can read; None where not.
 
-None stands for "missing" and never for 0: most virtual machines read no energy at all, and on
+None stands for "unknown" and never for 0: most virtual machines read no energy at all, and on
 Jetson boards NVML reads no power, so tegrastats is asked there.
 """
 
@@ -30,7 +30,7 @@ _WHOLE_BOARD = ("VDD_IN", "POM_5V_IN")
 
 
 def peak_host_bytes() -> int | None:
-    """Most memory that this process has held so far, shared pages included; None if not told."""
+    """Most memory that this process has held so far, shared pages included; None: unknown."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):  # unlike ru_maxrss, not that of the parent process

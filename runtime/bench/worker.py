@@ -42,9 +42,9 @@ def _call(job: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "percoedge.runtime.bench.worker"]
     # It imports what this process would, and nothing that happens to lie in the working directory.
     places = os.pathsep.join(filter(None, sys.path))
-    surroundings = {**os.environ, "PYTHONPATH": places, "PYTHONSAFEPATH": "1"}
+    environment = {**os.environ, "PYTHONPATH": places, "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
-        command, input=json.dumps(job), capture_output=True, text=True, env=surroundings
+        command, input=json.dumps(job), capture_output=True, text=True, env=environment
     )
     try:
         answer: dict[str, Any] = json.loads(done.stdout)

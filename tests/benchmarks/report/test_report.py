@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib", reason="charts need the extra [bench]")
 
 from benchmarks.report import charts
 from benchmarks.report.__main__ import main, write_pictures
-from benchmarks.report.page import html_page
+from benchmarks.report.page import _image, html_page
 from benchmarks.report.read import read_measurement
 
 
@@ -89,7 +89,12 @@ def test_the_page_needs_nothing_else(write: Callable[..., Path]) -> None:
     assert page.labels[0] == "Where the time goes"
     assert page.labels.count("Roofline") == page.labels.count("Distribution of latencies") == 2
     assert words.count("Failed: ") == 2  # TensorRT has no engine files here
-    assert html_page(read_measurement(write())) == text
+
+
+def test_the_same_measurement_gives_the_same_drawing(write: Callable[..., Path]) -> None:
+    measurement = read_measurement(write())
+    first, second = (charts.overall_charts(measurement)["stages"] for _ in range(2))
+    assert _image(first, "stages") == _image(second, "stages")
 
 
 def test_every_chart_is_a_picture(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Real plans of TensorRT-RTX, built without a GPU: every graph of the shipped bundle, and refusals.
 
-What such a plan computes can be told on a GPU only; what can be told here is told here.
+What such an engine file computes shows on a GPU only; the rest is checked here.
 """
 
 from __future__ import annotations

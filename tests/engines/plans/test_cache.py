@@ -333,7 +333,7 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
     cache = PlanCache(tmp_path / "file" / "plans")
     with pytest.raises(OutputError, match=f"another folder with --cache or {CACHE_VARIABLE}"):
         cache.scratch().__enter__()
-    with pytest.raises(BackendError, match="expected a folder for plans"):
+    with pytest.raises(BackendError, match="expected a folder for engine files"):
         PlanCache(tmp_path / "file").find("flow", GRAPH, RTX)
 
 

@@ -81,18 +81,18 @@ class TestRefusedFeeds:
         command: str,
     ) -> None:
         with place.backend.load(place.build(bundle, "flow", **request_)) as flow:
-            with pytest.raises(BackendError, match="as the plan was built for, got n ") as caught:
+            with pytest.raises(BackendError, match="as it was built for, got n ") as caught:
                 flow.run(latents(*shape))
             said = str(caught.value)
             sm = "--sm 89 " if place.trt.name == "tensorrt-rtx" else ""
             wanted = command.replace("NAME", f"{place.trt.name} {sm}".strip())
-            assert f"; build plans for it: percoedge build toy --backend {place.trt.name}" in said
+            assert f"; build for it: percoedge build toy --backend {place.trt.name}" in said
             assert said.endswith(wanted)
             assert place.trt.contexts == 0
             flow.run(latents(1, 1, 1))
 
     def test_what_no_plan_is_built_for(self, place: Place, bundle: Bundle) -> None:
-        with pytest.raises(BackendError, match="no plan is built for more: cut it into tiles"):
+        with pytest.raises(BackendError, match="no engine file is built for more: cut it"):
             place.load(bundle, "flow").run(latents(1, 33, 1))
 
 
@@ -210,9 +210,9 @@ class TestPlans:
         source = place.build(bundle, "flow", (86, 89, 120))
         with pytest.raises(
             BackendError,
-            match="loading the plan built for SM 86, 89, 120 by tensorrt-rtx 1.7.1 on SM 90 failed"
-            ": the engine plan file is generated on an incompatible device; .*it is built for SM "
-            "80, 86, 89, 120 only: take another backend",
+            match="loading the engine file built for SM 86, 89, 120 by tensorrt-rtx 1.7.1 on SM 90 "
+            "failed: the engine plan file is generated on an incompatible device; .*it is built "
+            "for SM 80, 86, 89, 120 only: take another backend",
         ):
             place.backend.load(source)
         place.trt.sm = 89  # a library that takes it all the same

@@ -54,15 +54,15 @@ def test_passes_and_steps_are_added_up(outcomes: list[Outcome]) -> None:
 def test_what_the_gpu_did_where_it_tells(outcomes: list[Outcome]) -> None:
     assert device_table(outcomes) is None
     times = {"host to device": 0.25, "compute": 3.0, "enqueue": 1.5, "idle": 0.5}
-    told = [
+    known = [
         outcomes[0],
         Outcome(outcomes[0].case, {**(outcomes[1].result or {}), "device_ms": times}),
     ]
-    table = device_table(told)
+    table = device_table(known)
     assert table is not None
     assert table.header == ("case", *times)
     assert table.rows == [("2", "0.25", "3.00", "1.50", "0.50")]
-    first, second = csv.DictReader(io.StringIO(csv_text(told, machine.describe())))
+    first, second = csv.DictReader(io.StringIO(csv_text(known, machine.describe())))
     assert (first["device_ms"], second["device_ms: compute"]) == (UNKNOWN, "3.0")
 
 
