@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from percoedge.engines.processors import usable_processors
 from percoedge.runtime.bench.machine import commit, processor
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,7 +30,7 @@ def describe(packages: tuple[str, ...] = ()) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "processor": processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_processors(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,

@@ -29,6 +29,7 @@ from percoedge import Codec
 from percoedge.bitstream.rangecoder import TokenDecoder, TokenEncoder
 from percoedge.bitstream.schedules import passes
 from percoedge.engines.contract import Buffer
+from percoedge.engines.processors import usable_processors
 from percoedge.export.config import load_config
 from percoedge.export.graphs.modules import DecoderGraph, EncoderGraph, FlowGraph
 from percoedge.export.models.family import Family
@@ -204,7 +205,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="the photo is resized to a square")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--bundle", default="tiny")
     parser.add_argument("--config", default="tiny", help="configuration of the eager side")
     parser.add_argument("--save", help="also write results/NAME.json")

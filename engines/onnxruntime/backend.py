@@ -23,6 +23,7 @@ from percoedge.engines import memory
 from percoedge.engines.bundle.graph_scan import check_model
 from percoedge.engines.bundle.manifest import VARIANTS
 from percoedge.engines.contract import Buffer, Graph, GraphSource, TensorSpec, check_tensors
+from percoedge.engines.processors import usable_processors
 from percoedge.errors import BackendError, UsageError
 
 __all__ = ["OPTIMIZATIONS", "PROVIDERS", "OnnxRuntimeBackend", "OnnxRuntimeEngine", "OrtBuffer"]
@@ -265,7 +266,7 @@ class OnnxRuntimeBackend:
         options.graph_optimization_level = getattr(
             ort.GraphOptimizationLevel, OPTIMIZATIONS[self.optimization]
         )
-        threads = self.threads or _usable_processors()
+        threads = self.threads or _default_threads()
         if threads is not None:
             options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -346,14 +347,10 @@ def _check_interface(where: str, specs: tuple[TensorSpec, ...], nodes: list[Any]
             )
 
 
-def _usable_processors() -> int | None:
-    """Processors this process is confined to, or None when it may use all of them.
+def _default_threads() -> int | None:
+    """As many as there are usable processors, or None when this process may use all of them.
 
     None leaves the number to ONNX Runtime, which takes the physical cores of the whole machine.
     """
-    total = os.cpu_count()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        usable = min(usable or 1, max(1, -(-int(quota) // int(period))))
-    return None if usable == total else usable
+    usable = usable_processors()
+    return None if usable == os.cpu_count() else usable

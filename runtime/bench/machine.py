@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import percoedge
+from percoedge.engines.processors import usable_processors
 from percoedge.runtime.bench.meters import nvml_gpu
 
 __all__ = ["commit", "describe", "processor", "versions_of"]
@@ -36,7 +37,7 @@ def describe(root: Path = Path("/")) -> dict[str, Any]:
         "processor": processor(root),
         "board": _text(root / "proc/device-tree/model"),
         "cores": os.cpu_count(),
-        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores_usable": usable_processors(root),
         "memory_bytes": _memory_bytes(root),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "cpu_mhz": _cpu_mhz(root),
