@@ -7,9 +7,7 @@ This module knows nothing of images or streams.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from percoedge.errors import InputError, OutputError
+from percoedge.replacing import replacing
 
 __all__ = ["MAX_READ_BYTES", "STANDARD_STREAM", "Writer", "atomic_write", "read_bytes"]
 
@@ -114,29 +113,17 @@ def atomic_write(destination: str | os.PathLike[str], contents: bytes | Writer) 
 
 
 def _replace(target: Path, contents: bytes | Writer, mode: int | None) -> None:
-    """Write a temporary file beside `target` and rename it over `target`."""
+    """Replace a plain file, or write a new one."""
     if mode is not None:
         # A rename needs no right to write the old file: ask for it, so that write-protected
         # files stay as they are.
         with open(target, "r+b"):
             pass
-    # A name of our own, not tempfile's: created with mode 0666 less the umask, as open() does.
-    temporary = target.with_name(f".percoedge-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "x+b") as stream:
-            if callable(contents):
-                contents(stream)
-            else:
-                stream.write(contents)
-            stream.flush()
-            os.fsync(stream.fileno())  # the data must be on the disk before its new name is
-        if mode is not None:
-            os.chmod(temporary, stat.S_IMODE(mode))
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with replacing(target, None if mode is None else stat.S_IMODE(mode)) as stream:
+        if callable(contents):
+            contents(stream)
+        else:
+            stream.write(contents)
 
 
 def _mode_of(path: Path) -> int | None:

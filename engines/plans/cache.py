@@ -35,6 +35,7 @@ from percoedge.engines.plans.record import (
 )
 from percoedge.engines.tensorrt.library import Library, supported_targets
 from percoedge.errors import BackendError, OutputError
+from percoedge.replacing import replacing
 
 __all__ = ["CACHE_VARIABLE", "PlanCache"]
 
@@ -42,6 +43,7 @@ CACHE_VARIABLE = "PERCOEDGE_CACHE"
 """Environment variable that names the folder of the engine files."""
 
 _CHUNK_BYTES = 1 << 20
+_MODE = 0o644  # of files, whatever the umask: group members must not be able to write
 _MAX_MANIFEST_BYTES = 1 << 16
 _MAX_KERNELS_BYTES = 1 << 30
 _KERNELS_SUFFIX = ".kernels"
@@ -115,16 +117,15 @@ class PlanCache:
             plan_sha256=digest,
             size=size,
         )
-        manifest, partial = self.root / f"{record.stem}.json", plan.with_name("manifest.json")
+        manifest = self.root / f"{record.stem}.json"
         replaced = None
         with contextlib.suppress(BackendError):
             replaced = self._manifest(manifest).plan_name
         try:
-            partial.write_bytes(encode_record(record))
-            for file in (plan, partial):
-                file.chmod(0o644)  # whatever the umask: group members must not be able to write
+            plan.chmod(_MODE)
             os.replace(plan, self.root / record.plan_name)
-            os.replace(partial, manifest)
+            with replacing(manifest, _MODE) as file:
+                file.write(encode_record(record))
             if replaced not in (None, record.plan_name):
                 for name in (str(replaced), f"{replaced}{_KERNELS_SUFFIX}"):
                     (self.root / name).unlink(missing_ok=True)
@@ -220,11 +221,10 @@ class PlanCache:
 
         Nothing happens where it cannot be written: the next process compiles again.
         """
-        with contextlib.suppress(BackendError, OutputError, OSError), self.scratch() as folder:
-            partial = folder / "kernels"
-            partial.write_bytes(hashlib.sha256(kernels).digest() + kernels)
-            partial.chmod(0o644)
-            os.replace(partial, self._kernels_path(record))
+        with contextlib.suppress(BackendError, OSError):
+            self._check_root()
+            with replacing(self._kernels_path(record), _MODE) as file:
+                file.write(hashlib.sha256(kernels).digest() + kernels)
 
     def _kernels_path(self, record: PlanRecord) -> Path:
         return self.root / f"{record.plan_name}{_KERNELS_SUFFIX}"
