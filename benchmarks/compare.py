@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -25,8 +24,9 @@ from PIL import Image
 from benchmarks.environment import report
 from benchmarks.speed import EagerCodec, interleaved, summary
 from percoedge import Codec
+from percoedge.bundles import shipped_photo
+from percoedge.engines.processors import usable_processors
 from percoedge.engines.selection import available
-from percoedge.runtime.cli.demo import shipped_photo
 
 PACKAGES = ("tensorrt", "tensorrt-rtx", "cuda-core", "cuda-bindings", "onnxruntime-gpu")
 _TORCH = ("eager", "compile")
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="the photo is resized to a square")
     parser.add_argument("--steps", default="1,4", help="step counts, separated by commas")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=usable_processors())
     parser.add_argument("--backends", help="separated by commas (default: all that work here)")
     parser.add_argument("--bundle", default="tiny")
     parser.add_argument("--config", default="tiny", help="configuration of PyTorch's side")

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from percoedge.bitstream.container import MAX_SIDE, unpack
+from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
 from percoedge.engines.selection import select
@@ -27,7 +28,6 @@ from percoedge.runtime.bench.ceiling import measure_ceiling
 from percoedge.runtime.bench.meters import DeviceMemory, find_meter, peak_host_bytes
 from percoedge.runtime.bench.probe import Call, Layout, Probe, stages_of
 from percoedge.runtime.bench.rates import graph_runs
-from percoedge.runtime.cli.demo import shipped_photo
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.images import write_image
 from percoedge.runtime.rendering import batch_parts

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from percoedge.runtime.bench.case import Case
+from percoedge.runtime.cli import tables
 
 __all__ = [
     "DEVICE_TIMES",
@@ -149,21 +150,12 @@ def _by_case(rows: Mapping[str, Mapping[str, float]]) -> Table:
 
 def text_lines(table: Table) -> list[str]:
     """A table in columns, for a terminal."""
-    lines = [table.header, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index < table.left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    return tables.column_lines([table.header, *table.rows], table.left)
 
 
 def markdown_lines(table: Table) -> list[str]:
     """A table as GitHub and most other places show it."""
-    rule = ["---" if index < table.left else "---:" for index in range(len(table.header))]
-    return [f"| {' | '.join(line)} |" for line in (table.header, rule, *table.rows)]
+    return tables.markdown_lines([table.header, *table.rows], table.left)
 
 
 def csv_text(outcomes: Sequence[Outcome], machine: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""The command line: one module per command."""
+"""The command line: ``main`` is its entry point, ``commands`` has a module for each command."""

@@ -1,7 +1,7 @@
 """What the command line says: results on stdout, notes and errors on stderr, as text or JSON.
 
-Everything printed is made printable first: names and captions come from strangers, and control
-characters in them could steer a terminal.
+Everything printed is made printable first: names and captions come from unknown sources, and
+control characters in them could steer a terminal.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from percoedge.errors import OutputError
 __all__ = [
     "Console",
     "ProgressLine",
-    "discard_stdout",
     "flush_stdout",
     "printable",
     "say_error",
+    "silence_broken_stdout",
     "size_text",
 ]
 
@@ -44,14 +44,14 @@ class Console:
     data_on_stdout: bool = False
 
     def notes(self, name: str, notes: Iterable[str]) -> None:
-        """Tell on stderr what was changed in a file that was read."""
+        """Print on stderr what was changed in a file that was read."""
         for note in notes:
             if not self.quiet:
                 _say(sys.stderr, f"percoedge: note: {name}: {note}")
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[ProgressLine]:
-        """Tell on stderr what is being done, for as long as the ``with`` lasts."""
+        """Show on stderr what is being done, for as long as the ``with`` lasts."""
         line = ProgressLine(None if self.quiet else sys.stderr)
         try:
             yield line
@@ -81,7 +81,7 @@ class ProgressLine:
     def show(self, task: str, share: float = 0.0, detail: str = "") -> None:
         """Show a task, the share of it that is done (0..1), and what is being done at the moment.
 
-        Cheap: a terminal is drawn on a few times a second, and other streams are told of the task.
+        Cheap: a terminal is drawn on a few times a second, elsewhere each task is printed once.
         """
         if self._redraws:
             now = time.monotonic()
@@ -139,8 +139,8 @@ def flush_stdout() -> None:
         raise _output_error(error) from error
 
 
-def discard_stdout() -> None:
-    """Lead stdout into nothing if it is broken, or the interpreter complains of it at its end."""
+def silence_broken_stdout() -> None:
+    """Redirect a broken stdout to the null device, or the interpreter complains at its end."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -163,4 +163,4 @@ def _say(stream: TextIO | None, line: str) -> None:
 
 def _output_error(error: OSError | ValueError) -> OutputError:
     reason = getattr(error, "strerror", None) or str(error)
-    return OutputError(f"cannot write standard output: {reason}; lead it elsewhere")
+    return OutputError(f"cannot write standard output: {reason}; redirect it elsewhere")

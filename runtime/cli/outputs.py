@@ -12,7 +12,7 @@ from pathlib import Path
 from percoedge.errors import OutputError, UsageError
 from percoedge.runtime.files import STANDARD_STREAM
 
-__all__ = ["check_output", "output_name"]
+__all__ = ["check_output", "output_name", "shown_name"]
 
 
 def output_name(given: str | None, source: str, suffix: str) -> str:
@@ -23,7 +23,7 @@ def output_name(given: str | None, source: str, suffix: str) -> str:
     """
     if given is None and source != STANDARD_STREAM:
         if not os.path.exists(source) or os.path.isdir(source):
-            return source  # never written to: reading it will tell what is wrong
+            return source  # never written to: reading it will say what is wrong
         given = os.fspath(Path(source).with_suffix(suffix))
         if os.path.lexists(given):
             raise UsageError(
@@ -59,6 +59,11 @@ def check_output(name: str, source: str | None = None) -> None:
         raise OutputError(
             f"cannot write {name}: permission denied; choose a place that you may write to"
         )
+
+
+def shown_name(name: str, standard: str) -> str:
+    """A file's name for people; ``standard`` in place of "-"."""
+    return standard if name == STANDARD_STREAM else name
 
 
 def _same_file(first: str, second: str) -> bool:

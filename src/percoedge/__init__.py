@@ -11,8 +11,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as typing's, without the time to import it: see runtime/cli/main.py
 if TYPE_CHECKING:
     from percoedge.runtime.codec import Codec
 

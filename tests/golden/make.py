@@ -3,13 +3,18 @@
 A file is made once and then kept: a decoder must read it for ever. `vectors.json` holds for each
 the options it was made with, the SHA-256 of the file and of its tokens (int32, little endian, row
 by row), and mean colours of the decoded image on a 4x4 grid. Run it again when the bundle's
-decoder changes: that writes new colours, and fails if a file reads differently.
+decoder changes: that writes new colours, and fails if a file reads differently. When another bundle
+is shipped, whose fingerprint differs, ``--new-bundle`` makes all of them again.
+
+The stream that ``percoedge doctor`` decodes, in bundles/, is written too: a copy of `demo.pco`.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ from PIL import Image
 
 from percoedge import Codec
 from percoedge.bitstream.schedules import SCHEDULES
-from percoedge.runtime.cli.demo import shipped_photo
+from percoedge.bundles import shipped_photo, token_digest
 from percoedge.runtime.images import read_image
 
 HERE = Path(__file__).parent
@@ -59,23 +64,20 @@ def photo_of(size: tuple[int, int] | None) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(pixels).resize(tuple(size), Image.Resampling.BICUBIC))
 
 
-def token_digest(tokens: NDArray[np.int32]) -> str:
-    """SHA-256 (hex) of the tokens as little-endian int32."""
-    return hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
-
-
 def mean_colours(image: Image.Image) -> list[list[int]]:
     """Colours of the image averaged to 4x4, row by row."""
     small = image.resize((4, 4), Image.Resampling.BOX)
     return [[int(v) for v in colour] for colour in np.asarray(small).reshape(-1, 3)]
 
 
-def golden_record(codec: Codec, name: str, made_with: dict[str, Any]) -> dict[str, Any]:
-    """Describe a golden file, which is made if it is not there."""
+def golden_record(
+    codec: Codec, name: str, made_with: dict[str, Any], again: bool
+) -> dict[str, Any]:
+    """Describe a golden file, which is made if it is not there, or in any case with ``again``."""
     arguments = dict(made_with)
     photo = photo_of(arguments.pop("size"))
     file = HERE / f"{name}.pco"
-    if not file.exists():
+    if again or not file.exists():
         file.write_bytes(codec.encode(photo, **arguments))
     data = file.read_bytes()
     bare = bool(arguments.get("bare", False))
@@ -89,17 +91,32 @@ def golden_record(codec: Codec, name: str, made_with: dict[str, Any]) -> dict[st
 
 
 def main() -> None:
-    """Write what is missing, and the table."""
+    """Write what is missing, the table, and the doctor's stream."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--new-bundle", action="store_true", help="make all files again")
+    again = parser.parse_args().new_bundle
     path = HERE / "vectors.json"
-    before = json.loads(path.read_text())["files"] if path.exists() else {}
+    before = json.loads(path.read_text())["files"] if path.exists() and not again else {}
     with Codec.load("tiny") as codec:
-        table = {name: golden_record(codec, name, made) for name, made in options().items()}
+        table = {name: golden_record(codec, name, made, again) for name, made in options().items()}
         document = {"fingerprint": codec.bundle.manifest.fingerprint, "files": table}
     for name, record in before.items():
         for key in ("sha256", "tokens_sha256"):
             if table[name][key] != record[key]:
                 raise SystemExit(f"{name}: expected {key} {record[key]}, got {table[name][key]}")
     path.write_text(json.dumps(document, indent=1) + "\n")
+    write_doctors(HERE.parents[1] / "bundles", document)
+
+
+def write_doctors(folder: Path, document: dict[str, Any]) -> None:
+    """Write what `percoedge.bundles.golden_stream` reads."""
+    shutil.copy(HERE / "demo.pco", folder / "golden.pco")
+    expected = {
+        "bundle": "tiny",
+        "fingerprint": document["fingerprint"],
+        "tokens_sha256": document["files"]["demo"]["tokens_sha256"],
+    }
+    (folder / "golden.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
 if __name__ == "__main__":

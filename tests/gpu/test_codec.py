@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from percoedge import Codec
+from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.errors import BackendError
-from percoedge.runtime.cli.demo import shipped_photo
 from percoedge.runtime.cli.main import main
 from percoedge.runtime.flow import noise, sample
 

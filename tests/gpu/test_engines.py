@@ -10,11 +10,11 @@ from cases import Case, Tally, batches, compare, make_cases
 from numpy.typing import NDArray
 from reference import answered
 
+from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Engine, TensorSpec, split_axis
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend, OrtBuffer
 from percoedge.export.exact.graph import integers_of
-from percoedge.runtime.cli.demo import shipped_photo
 from percoedge.runtime.images import read_image
 
 SIZES = {"n": 2, "h": 12, "w": 17, "p": 60, "l": 77}

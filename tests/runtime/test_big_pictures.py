@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from percoedge.bitstream.container import Header, pack
+from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.selection import select
-from percoedge.runtime.cli.demo import shipped_photo
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.entropy import EntropyCodec
 from percoedge.runtime.flow import decode_latent, noise, sample

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from percoedge import Codec
-from percoedge.runtime.cli.demo import shipped_photo
+from percoedge.bundles import shipped_photo
 from percoedge.runtime.images.metrics import ms_ssim, psnr_db
 
 SIZE = (256, 192)

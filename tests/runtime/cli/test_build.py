@@ -16,7 +16,7 @@ from percoedge.engines.bundle import Bundle
 from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache
 from percoedge.engines.tensorrt.library import Library, find_library
 from percoedge.errors import BackendError
-from percoedge.runtime.cli import build as build_command
+from percoedge.runtime.cli.commands import build as build_command
 from percoedge.runtime.cli.console import Console, ProgressLine
 from percoedge.runtime.cli.main import main
 
@@ -85,7 +85,10 @@ def test_what_a_person_reads(run: Run, root: Path, library: Library, tmp_path: P
     row, total, advice = result.out.splitlines()
     assert row.startswith("decoder  ") and "MiB to work in" in row
     assert row.endswith("n 1..1, h 1..48, w 1..48")
-    assert f"1 plan of bundle tiny for tensorrt-rtx {library.version}, SM 86, 89, 120, " in total
+    assert (
+        f"1 engine file of bundle tiny for tensorrt-rtx {library.version}, SM 86, 89, 120, "
+        in total
+    )
     assert total.endswith(f"in {tmp_path / 'elsewhere'}")
     assert advice == f"to decode with them, set {CACHE_VARIABLE} to that folder"
     assert len(list((tmp_path / "elsewhere").iterdir())) == 3 and not root.exists()

@@ -14,8 +14,8 @@ from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import check_tensors
 from percoedge.engines.plans.profiles import profile_for
 from percoedge.engines.selection import select
-from percoedge.runtime.cli import compare as compare_module
-from percoedge.runtime.cli.compare import compare_graph, example_feeds
+from percoedge.runtime.cli.commands import compare as compare_module
+from percoedge.runtime.cli.commands.compare import compare_graph, example_feeds
 from percoedge.runtime.cli.main import main
 
 Run = Callable[..., SimpleNamespace]

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from percoedge.runtime.cli import folder
+from percoedge.runtime.cli.commands import folder
+from percoedge.runtime.cli.folder_record import RECORD_NAME
 from percoedge.runtime.cli.main import main
 from percoedge.runtime.codec import Codec
 
@@ -76,7 +77,7 @@ def test_images_are_those_of_one_by_one(
     expected = {"streams": 4, "decoded": 4, "kept": 0, "bad": 0, "report": None}
     assert {key: record[key] for key in expected} == expected
     out = source.parent / "out"
-    assert names(out) == IMAGES
+    assert names(out) == [*IMAGES, RECORD_NAME]
     with Codec.load("tiny", threads=1) as codec:
         for index, data in enumerate(streams):
             with Image.open(out / f"{index}.png") as image:
@@ -92,7 +93,7 @@ def test_images_are_those_of_one_by_one(
 def test_images_at_a_time_and_the_threads_they_share_make_up_the_processors(
     run: Run, monkeypatch: pytest.MonkeyPatch, processors: int, asked: str, jobs: int, threads: int
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors), raising=False)
+    monkeypatch.setattr(folder, "usable_processors", lambda: processors)
     record = run("--out", "out", *asked.split())[1]
     assert (record["jobs"], record["threads"]) == (jobs, threads)
 
@@ -101,11 +102,13 @@ def test_a_second_run_decodes_what_is_new(run: Run, source: Path) -> None:
     out = source.parent / "out"
     assert run("--out", "out")[1]["decoded"] == 4
     (out / "1.png").unlink()
-    (source / "2.pco").touch()
+    shutil.copy(source / "3.pco", source / "2.pco")
+    (source / "0.pco").touch()
     code, record, _ = run("--out", "out")
     assert (code, record["decoded"], record["kept"]) == (0, 2, 2)
+    assert (out / "2.png").read_bytes() == (out / "3.png").read_bytes()
     before = (out / "0.png").stat().st_mtime_ns
-    assert run("--out", "out")[1]["decoded"] in (0, 1)  # 1: written in the tick of the touch
+    assert run("--out", "out")[1]["decoded"] == 0
     assert (out / "0.png").stat().st_mtime_ns == before
     code, record, _ = run("--out", "out", "--force")
     assert (record["decoded"], record["kept"]) == (4, 0)
@@ -128,12 +131,12 @@ def test_bad_streams_are_reported_and_stop_nothing(run: Run, source: Path) -> No
         assert [Path(entry["file"]).name for entry in entries] == bad
         assert "checksum" in entries[0]["message"]
         assert entries[0]["error"] == "StreamError"
-    assert names(source.parent / "out") == [*IMAGES, folder.REPORT_NAME]
+    assert names(source.parent / "out") == [*IMAGES, folder.REPORT_NAME, RECORD_NAME]
     for name in bad:
         path = source / name
         path.rmdir() if path.is_dir() else path.unlink()
     assert run("--out", "out")[0] == 0
-    assert names(source.parent / "out") == IMAGES
+    assert names(source.parent / "out") == [*IMAGES, RECORD_NAME]
 
 
 def test_what_breaks_in_a_new_way_is_reported_too(
@@ -155,7 +158,8 @@ def test_what_breaks_in_a_new_way_is_reported_too(
 
 def test_formats(run: Run, source: Path) -> None:
     assert run("--out", "out", "--format", "webp", "--low-memory")[0] == 0
-    assert names(source.parent / "out") == [f"{index}.webp" for index in range(4)]
+    images = [f"{index}.webp" for index in range(4)]
+    assert names(source.parent / "out") == [*images, RECORD_NAME]
 
 
 def test_results_may_lie_beside_the_streams(run: Run, source: Path) -> None:
@@ -185,13 +189,19 @@ def test_mistakes_are_told_before_the_work(
     assert not list(source.parent.glob("out/*"))
 
 
-def test_folders_that_make_no_sense(run: Run, source: Path) -> None:
+def test_streams_of_one_name_are_set_aside(run: Run, source: Path) -> None:
     shutil.copy(source / "0.pco", source / "0.PCO")
     if (source / "0.PCO").samefile(source / "0.pco"):
         pytest.skip("names differ by more than case here")
-    code, _, err = run("--out", "out")
-    assert code == 3
-    assert "'0.PCO' and '0.pco'" in err
+    code, record, _ = run("--out", "out")
+    assert (code, record["streams"], record["decoded"], record["bad"]) == (3, 5, 3, 2)
+    assert not Path("out/0.png").exists()
+    entries = [json.loads(line) for line in Path(record["report"]).read_text().splitlines()]
+    assert [Path(entry["file"]).name for entry in entries] == ["0.PCO", "0.pco"]
+    assert "'0.PCO' and '0.pco'" in entries[0]["message"]
+
+
+def test_folders_that_make_no_sense(run: Run, source: Path) -> None:
     for file in source.glob("*.[pP]*"):
         file.unlink()
     code, _, err = run("--out", "out")
@@ -207,7 +217,7 @@ def test_a_full_disk_ends_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     code, record, err = run("--out", "out")
     assert (code, record) == (5, None)
     assert "No space left" in err
-    assert names(Path("out")) == []
+    assert [name for name in names(Path("out")) if name != RECORD_NAME] == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as terminals do")
@@ -229,6 +239,7 @@ def test_an_interrupt_leaves_no_partial_file_and_can_be_resumed(
     assert process.returncode == 130, err
     done = names(out)
     assert 0 < len(done) < 44
+    done.remove(RECORD_NAME)
     assert not [name for name in done if not name.endswith(".png")]
     for name in done:
         with Image.open(out / name) as image:

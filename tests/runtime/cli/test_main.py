@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -22,10 +23,10 @@ import percoedge
 from percoedge import bundles
 from percoedge.bitstream.container import Header, pack, unpack
 from percoedge.bitstream.schedules import SCHEDULES
+from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
-from percoedge.runtime.cli import commands
+from percoedge.runtime.cli.commands import info
 from percoedge.runtime.cli.console import printable, size_text
-from percoedge.runtime.cli.demo import shipped_photo
 from percoedge.runtime.cli.main import main
 from percoedge.runtime.codec import Codec
 
@@ -143,6 +144,18 @@ class TestEncodeAndDecode:
         assert (decoded.code, decoded.err) == (0, "")
         assert run("decode", pco, "-o", "out.png").code == 0
         assert decoded.out == Path("out.png").read_bytes()
+
+    def test_output_behind_the_input(self, run: Run, photo: Path, stream: bytes) -> None:
+        assert run("encode", photo, "a.pco", "--caption", "a hill").code == 0
+        assert run("encode", photo, "--caption", "a hill", "b.pco").code == 0
+        assert Path("a.pco").read_bytes() == Path("b.pco").read_bytes() == stream
+        assert run("decode", "--steps", 1, "a.pco", "a.png").code == 0
+        assert run("decode", "a.pco", "--steps", 1, "b.png").code == 0
+        assert run("decode", "a.pco", "--steps", 1, "-o", "c.png").code == 0
+        piped = run("decode", "-", "--steps", 1, "-", stdin=stream)
+        assert (piped.code, piped.err[:15]) == (0, "standard output")
+        pictures = {Path(f"{name}.png").read_bytes() for name in "abc"}
+        assert pictures == {piped.out}
 
     def test_options_reach_the_codec(self, run: Run, photo: Path) -> None:
         arguments = ("--schedule", "uniform", "--passes", 1, "--seed", 7, "--bare", "--threads", 1)
@@ -267,7 +280,10 @@ class TestDoctor:
         assert tiny["sound"]
         assert tiny["fingerprint"] == Bundle.open("tiny").fingerprint.hex()
         text = run("doctor").out.decode()
-        assert f"auto takes    {record['auto']}\n" in text
+        assert re.search(rf"^auto takes +{record['auto']}$", text, re.MULTILINE)
+        works = [b["name"] for b in record["backends"] if b["available"]]
+        assert record["golden"] == [{"backend": name, "ok": True, "reason": ""} for name in works]
+        assert "golden stream  onnxruntime-cpu: ok\n" in text
         assert text.endswith("all is well\n")
         assert run("doctor", "-q") == (0, b"", "")
 
@@ -282,6 +298,49 @@ class TestDoctor:
         assert "bundle mine: " in result.out.decode()
         monkeypatch.setattr(bundles, "shipped_bundles", dict)
         assert "found none" in run("doctor", "--json").record["problems"][0]
+
+    def test_wrong_tokens_are_a_problem(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, stream: bytes
+    ) -> None:
+        golden = bundles.golden_stream()
+        wrong = dataclasses.replace(golden, data=stream)  # a sound one, but of other tokens
+        monkeypatch.setattr(bundles, "golden_stream", lambda: wrong)
+        result = run("doctor")
+        assert result.code == 4
+        text = result.out.decode()
+        assert "golden stream  onnxruntime-cpu: FAILED\n" in text
+        digest = golden.tokens_sha256[:16]
+        assert f"golden stream on onnxruntime-cpu: expected tokens {digest}, got" in text
+        assert [row["ok"] for row in run("doctor", "--json").record["golden"]] == [False]
+
+    def test_goes_on_without_golden_stream_or_its_bundle(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        lost = dataclasses.replace(bundles.golden_stream(), bundle="lost")
+        with monkeypatch.context() as patch:
+            patch.setattr(bundles, "golden_stream", lambda: lost)
+            record = run("doctor", "--json").record
+        assert record["golden"] == []
+        assert record["problems"][0].startswith("golden stream: expected a bundle directory")
+        monkeypatch.setattr(bundles, "__file__", str(tmp_path / "__init__.py"))
+        for contents in (None, "[]", "{", '{"data": 1}'):
+            if contents is not None:
+                (tmp_path / "golden.json").write_text(contents)
+            result = run("doctor", "--json")
+            assert result.code == 4
+            assert any("expected a golden stream" in line for line in result.record["problems"])
+
+    def test_goes_on_without_onnxruntime(self) -> None:
+        code = (
+            "import sys; sys.modules['onnxruntime'] = None; "
+            "from percoedge.runtime.cli.main import main; sys.exit(main(['doctor', '--json']))"
+        )
+        result = fresh("-c", code)
+        assert (result.returncode, result.stderr) == (4, b"")
+        record = json.loads(result.stdout)
+        assert (record["auto"], record["golden"]) == (None, [])
+        assert record["bundles"][0]["sound"]
+        assert any(line.startswith("auto: ") for line in record["problems"])
 
     def test_survives_a_missing_library(self) -> None:
         code = (
@@ -446,6 +505,15 @@ class TestUsage:
             (("encode", "a.png", "--passes", "0"), "at least 1"),
             (("decode", "a.pco", "--steps", "four"), "invalid number"),
             (("bundle",), "ACTION"),
+            (("encode", "a.png", "b.pco", "-o", "c.pco"), "got 'b.pco' and -o 'c.pco'"),
+            (("decode", "a.pco", "-o", "c.png", "--steps", "1", "b.png"), "expected one output"),
+            (("encode", "a.png", "b.png"), "ends in .pco"),  # encode *.png
+            (("encode", "a.png", "b.heic"), "ends in .pco"),
+            (("encode", "a.png", "b.pco", "c.pco"), "unrecognized arguments: c.pco"),
+            (("encode", "a.png", "--wrong", "b.pco"), "unrecognized arguments: --wrong"),
+            (("decode", "a.pco", "b.pco"), "image format of 'b.pco'"),  # decode *.pco
+            (("info", "a.pco", "b.pco"), "unrecognized arguments: b.pco"),
+            (("demo", "a.png", "b.png"), "unrecognized arguments: b.png"),
         ],
     )
     def test_arguments(self, run: Run, arguments: tuple[str, ...], words: str) -> None:
@@ -512,7 +580,7 @@ def test_the_unforeseen(
     def fail(*_: object) -> int:
         raise error
 
-    monkeypatch.setattr(commands, "info", fail)
+    monkeypatch.setattr(info, "info", fail)
     monkeypatch.delenv("PERCOEDGE_DEBUG", raising=False)
     assert_refused(run("info", "a.pco"), code, words)
     monkeypatch.setenv("PERCOEDGE_DEBUG", "1")

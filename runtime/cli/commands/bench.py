@@ -1,4 +1,4 @@
-"""The command ``percoedge bench``: measures every case of a matrix and writes down the results."""
+"""The command ``percoedge bench``: measures every case of a matrix."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The doctor: what is installed, what works on this machine, and which backend will be taken.
+"""The command ``percoedge doctor``: what is installed, what works here, and whether it is right.
 
-Nothing that is broken here may break the doctor: every check ends in a value or in a problem.
+It decodes a stream that comes with percoedge on every backend that works, as the tokens must be
+the same on every machine. Nothing that is broken here may break the doctor: every check ends in a
+value or in a problem.
 """
 
 from __future__ import annotations
@@ -13,11 +15,16 @@ from argparse import Namespace
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from percoedge import __version__
-from percoedge.errors import BundleError, EngineError, PercoedgeError
+from percoedge.errors import BackendError, BundleError, EngineError, PercoedgeError
 from percoedge.runtime.cli.console import Console, size_text
+from percoedge.runtime.cli.tables import column_lines
+
+if TYPE_CHECKING:
+    from percoedge.bundles import GoldenStream
+    from percoedge.engines.bundle import Bundle
 
 __all__ = ["doctor"]
 
@@ -52,7 +59,7 @@ def doctor(options: Namespace, console: Console) -> int:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        "cpus_usable": _usable_cpus(),
+        "cpus_usable": attempt("processors", _usable_processors),
         "memory_bytes": attempt("memory", _total_memory_bytes),
         "memory_available_bytes": attempt("memory", _available_memory_bytes),
         "versions": {name: _version(name) for name in (*_NEEDED, *_OPTIONAL)},
@@ -67,6 +74,13 @@ def doctor(options: Namespace, console: Console) -> int:
     record["bundles"] = attempt("bundles", lambda: _bundles(attempt)) or []
     if not record["bundles"]:
         problems.append("bundles: expected one to be shipped, found none; install percoedge again")
+    works = [status["name"] for status in record["backends"] if status["available"]]
+    record["golden"] = attempt("golden stream", lambda: _golden(works)) or []
+    problems += [
+        f"golden stream on {row['backend']}: {row['reason']}"
+        for row in record["golden"]
+        if row["ok"] is False
+    ]
     record["problems"] = problems
     console.report(record, _lines(record))
     return EngineError.exit_code if problems else 0
@@ -79,11 +93,10 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _usable_cpus() -> int | None:
-    """Processors that this process may use; fewer than there are under taskset or in containers."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+def _usable_processors() -> int:
+    from percoedge.engines.processors import usable_processors
+
+    return usable_processors()
 
 
 def _total_memory_bytes() -> int | None:
@@ -121,13 +134,13 @@ def _backends() -> list[dict[str, Any]]:
 
 
 def _auto() -> str:
-    """What is taken for the default bundle: plans of TensorRT are those of one bundle."""
+    """What is taken for the default bundle: TensorRT's engine files are those of one bundle."""
     from percoedge.engines.bundle import Bundle
     from percoedge.engines.selection import select
 
     try:
         bundle = Bundle.open("tiny")
-    except BundleError:  # told below, with the bundles
+    except BundleError:  # reported below, with the bundles
         bundle = None
     return select("auto", bundle=bundle).name
 
@@ -156,31 +169,69 @@ def _bundles(attempt: Callable[[str, Callable[[], Any]], Any]) -> list[dict[str,
     return found
 
 
+def _golden(backends: list[str]) -> list[dict[str, Any]]:
+    """Decode the golden stream on each backend; ``ok`` is None where its engines were never built.
+
+    Raises InputError or BundleError when the stream or its bundle is missing or broken.
+    """
+    from percoedge.bundles import golden_stream
+    from percoedge.engines.bundle import Bundle
+
+    golden = golden_stream()
+    bundle = Bundle.open(golden.bundle)
+    return [_golden_row(golden, bundle, name) for name in backends]
+
+
+def _golden_row(golden: GoldenStream, bundle: Bundle, backend: str) -> dict[str, Any]:
+    from percoedge.bundles import token_digest
+    from percoedge.engines.tensorrt.library import LIBRARIES
+    from percoedge.runtime.codec import Codec
+
+    ok: bool | None = False
+    reason = ""
+    try:
+        with Codec.load(bundle, backend) as codec:
+            found = token_digest(codec.decode_tokens(golden.data))
+        ok = found == golden.tokens_sha256
+        if not ok:
+            expected = golden.tokens_sha256
+            reason = f"expected tokens {expected[:16]}, got {found[:16]}; do not decode with it"
+    except Exception as error:  # a broken library raises anything
+        reason = f"{type(error).__name__}: {error}"
+        if backend in LIBRARIES and isinstance(error, BackendError):  # none built for this bundle
+            ok = None
+    return {"backend": backend, "ok": ok, "reason": reason}
+
+
 def _lines(record: dict[str, Any]) -> list[str]:
     total, free = record["memory_bytes"], record["memory_available_bytes"]
     versions = {name: version or "-" for name, version in record["versions"].items()}
     formats = record["image_formats"] or {}
-    lines = [
-        f"percoedge {record['percoedge']}",
-        f"python        {record['python']} ({record['executable']})",
-        f"platform      {record['platform']}",
-        f"processors    {record['cpus_usable']} of {record['cpus']} usable",
-        f"memory        {_memory(free)} free of {_memory(total)}",
-        f"versions      {', '.join(f'{name} {version}' for name, version in versions.items())}",
-        f"range coder   {record['range_coder'] or 'none'}",
-        "images        "
-        + ", ".join(f"{name} {'yes' if works else 'NO'}" for name, works in formats.items()),
+    rows = [
+        ("python", f"{record['python']} ({record['executable']})"),
+        ("platform", record["platform"]),
+        ("processors", f"{record['cpus_usable']} of {record['cpus']} usable"),
+        ("memory", f"{_memory(free)} free of {_memory(total)}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("range coder", record["range_coder"] or "none"),
+        ("images", ", ".join(f"{name} {'yes' if ok else 'NO'}" for name, ok in formats.items())),
     ]
     for status in record["backends"]:
         state = "works" if status["available"] else f"not here: {status['reason']}"
-        lines.append(f"backend       {status['name']}: {state}")
-    lines.append(f"auto takes    {record['auto'] or 'nothing: no backend works here'}")
+        rows.append(("backend", f"{status['name']}: {state}"))
+    rows.append(("auto takes", record["auto"] or "nothing: no backend works here"))
     for bundle in record["bundles"]:
         state = "every file is sound" if bundle["sound"] else "BROKEN"
-        lines.append(f"bundle        {bundle['name']} ({bundle['fingerprint'] or '?'}): {state}")
-    lines += [f"problem       {problem}" for problem in record["problems"]]
-    lines.append("all is well" if not record["problems"] else "see the problems above")
-    return lines
+        rows.append(("bundle", f"{bundle['name']} ({bundle['fingerprint'] or '?'}): {state}"))
+    for row in record["golden"]:
+        state = {True: "ok", False: "FAILED", None: f"not checked: {row['reason']}"}[row["ok"]]
+        rows.append(("golden stream", f"{row['backend']}: {state}"))
+    rows += [("problem", problem) for problem in record["problems"]]
+    return [
+        f"percoedge {record['percoedge']}",
+        *column_lines(rows, left=2),
+        "all is well" if not record["problems"] else "see the problems above",
+    ]
 
 
 def _memory(size_bytes: int | None) -> str:

@@ -1,30 +1,31 @@
-"""The demo: one photo there and back, with its bytes, its quality and the time of every stage."""
+"""The command ``percoedge demo``: one photo there and back, its bytes and quality."""
 
 from __future__ import annotations
 
 import math
 import time
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from percoedge.errors import InputError, UsageError
-from percoedge.runtime.cli.commands import load_codec
+from percoedge.bundles import shipped_photo
+from percoedge.errors import UsageError
+from percoedge.runtime.cli.codec_options import codec_record, load_codec, rounded_ms
 from percoedge.runtime.cli.console import Console, size_text
 from percoedge.runtime.cli.outputs import check_output
+from percoedge.runtime.cli.tables import column_lines
 from percoedge.runtime.images import format_of, read_image, write_image
 from percoedge.runtime.images.metrics import ms_ssim, psnr_db
 
-__all__ = ["demo", "shipped_photo"]
+__all__ = ["demo", "side_by_side"]
 
 _GAP_PX = 8
 
 
 def demo(options: Namespace, console: Console) -> int:
-    """Encode and decode a photo, print what it took, and write both side by side."""
+    """Encode and decode a photo, print what it took, and write both side by side; returns 0."""
     kind = format_of(options.output)
     check_output(options.output, options.photo)
     source = options.photo or shipped_photo()
@@ -57,26 +58,14 @@ def demo(options: Namespace, console: Console) -> int:
         "bytes": len(data),
         "bpp": round(8 * len(data) / (width * height), 6),
         **quality,
-        "bundle": codec.bundle.name,
-        "fingerprint": codec.bundle.fingerprint.hex(),
-        "backend": codec.backend.name,
+        **codec_record(codec),
         "start_ms": round(start_ms, 3),
-        "encode_ms": {stage: round(value, 3) for stage, value in encode_ms.items()},
-        "decode_ms": {stage: round(value, 3) for stage, value in decode_ms.items()},
+        "encode_ms": rounded_ms(encode_ms),
+        "decode_ms": rounded_ms(decode_ms),
         "notes": list(photo.notes),
     }
     console.report(record, _lines(record))
     return 0
-
-
-def shipped_photo() -> Path:
-    """The photo that comes with percoedge. Raises InputError when it was left out."""
-    import percoedge.bundles
-
-    path = Path(percoedge.bundles.__file__).parent / "demo.jpg"
-    if not path.is_file():
-        raise InputError(f"expected the demo's photo {path}, found nothing; name a photo of yours")
-    return path
 
 
 def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -98,21 +87,30 @@ def _quality(original: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> dict[st
 def _lines(record: dict[str, Any]) -> list[str]:
     psnr, similarity = record["psnr_db"], record["ms_ssim"]
     pixel_bytes = 3 * record["width"] * record["height"]
-    lines = [
-        f"photo    {record['input']}, {record['width']}x{record['height']} px",
-        f"stream   {record['bytes']} bytes, {record['bpp']:.4f} bpp "
-        f"(its pixels: {size_text(pixel_bytes)})",
-        f"quality  PSNR {'infinite' if psnr is None else f'{psnr:.2f} dB'}, "
-        f"MS-SSIM {'not defined' if similarity is None else f'{similarity:.4f}'}",
-        f"engines  bundle {record['bundle']} ({record['fingerprint']}) on {record['backend']}, "
-        f"found in {record['start_ms']:.0f} ms",
+    rows = [
+        ("photo", f"{record['input']}, {record['width']}x{record['height']} px"),
+        (
+            "stream",
+            f"{record['bytes']} bytes, {record['bpp']:.4f} bpp (its pixels: "
+            f"{size_text(pixel_bytes)})",
+        ),
+        (
+            "quality",
+            f"PSNR {'infinite' if psnr is None else f'{psnr:.2f} dB'}, "
+            f"MS-SSIM {'not defined' if similarity is None else f'{similarity:.4f}'}",
+        ),
+        (
+            "engines",
+            f"bundle {record['bundle']} ({record['fingerprint']}) on {record['backend']}, found in "
+            f"{record['start_ms']:.0f} ms",
+        ),
     ]
     for phase in ("encode", "decode"):
         stages = record[f"{phase}_ms"]
         parts = ", ".join(f"{stage} {value:.0f}" for stage, value in stages.items())
-        lines.append(f"{phase}   {sum(stages.values()):.0f} ms: {parts}")
-    lines.append(f"wrote    {record['output']}: left the photo, right what was decoded")
-    return lines
+        rows.append((phase, f"{sum(stages.values()):.0f} ms: {parts}"))
+    rows.append(("wrote", f"{record['output']}: left the photo, right what was decoded"))
+    return column_lines(rows, left=2)
 
 
 def _since_ms(began: float) -> float:

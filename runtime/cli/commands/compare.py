@@ -1,4 +1,4 @@
-"""The command that runs the graphs of a bundle on two backends and measures how far they differ.
+"""The command ``percoedge compare``: how far the graphs of a bundle differ on two backends.
 
 Both get the same seeded feeds at a few grids, one engine in memory at a time. Whole decodes are not
 compared: a token or pixel that tips over early would hide which graph is to blame.
@@ -23,6 +23,7 @@ from percoedge.engines.plans.profiles import profile_for
 from percoedge.engines.selection import select
 from percoedge.errors import BackendError
 from percoedge.runtime.cli.console import Console
+from percoedge.runtime.cli.tables import column_lines
 from percoedge.runtime.images.metrics import psnr_db
 from percoedge.runtime.settings import chosen_graphs
 
@@ -215,13 +216,8 @@ _HEAD = ("graph", "a", "b", "relative L2", "largest", "differing", "PSNR dB", "b
 
 
 def _lines(rows: list[GraphDifference], a: Backend, b: Backend) -> list[str]:
-    table = [_HEAD, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [f"a is {_named(a)}, b is {_named(b)}"]
-    for cells in table:
-        padded = [f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        lines.append("  ".join([f"{cells[0]:<{widths[0]}}", *padded]).rstrip())
-    return lines
+    head = f"a is {_named(a)}, b is {_named(b)}"
+    return [head, *column_lines([_HEAD, *map(_cells, rows)])]
 
 
 def _named(backend: Backend) -> str:

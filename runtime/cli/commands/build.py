@@ -1,4 +1,4 @@
-"""The command that builds the graphs of a bundle into plans of TensorRT, and keeps them here."""
+"""The command ``percoedge build``: a bundle's graphs into TensorRT engine files, kept here."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.engines.tensorrt.library import Library, find_library, supported_targets
 from percoedge.errors import BackendError, OutputError, UsageError
 from percoedge.runtime.cli.console import Console, size_text
+from percoedge.runtime.cli.tables import column_lines
 from percoedge.runtime.settings import chosen_graphs
 
 __all__ = ["build"]
@@ -51,7 +52,7 @@ class _Job:
 
 
 def build(options: Namespace, console: Console) -> int:
-    """Build plans of a bundle's graphs; the arguments are checked before the first is begun."""
+    """Build a bundle's graphs; all arguments are checked before the first is begun. Returns 0."""
     request = BuildRequest(
         bundle=_lasting_name(options.bundle),
         sizes=tuple(map(_size, _items(options.sizes))),
@@ -196,20 +197,16 @@ def _lines(record: dict[str, Any]) -> list[str]:
     rows = [
         (
             row["graph"],
+            str(Profile(row["profile"])),
             size_text(row["bytes"]) + _working_memory(row["activation_bytes"]),
             f"{row['seconds']:.1f} s",
-            str(Profile(row["profile"])),
         )
         for row in record["graphs"]
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        f"{kind:<{widths[0]}}  {size:>{widths[1]}}  {seconds:>{widths[2]}}  {profile}"
-        for kind, size, seconds, profile in rows
-    ]
     count = len(rows)
+    lines = column_lines(rows, left=2)
     lines.append(
-        f"{count} plan{'' if count == 1 else 's'} of bundle {record['bundle']} for "
+        f"{count} engine file{'' if count == 1 else 's'} of bundle {record['bundle']} for "
         f"{record['backend']} {record['version']}, SM {', '.join(map(str, record['targets']))}, "
         f"{record['seconds']:.1f} s, in {record['cache']}"
     )

@@ -1,0 +1,68 @@
+"""The command ``percoedge encode``: a photo to a stream."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from pathlib import Path
+
+from percoedge.errors import UsageError
+from percoedge.runtime.cli.codec_options import (
+    codec_record,
+    load_codec,
+    rounded_ms,
+    seconds_text,
+)
+from percoedge.runtime.cli.console import Console
+from percoedge.runtime.cli.outputs import output_name, shown_name
+from percoedge.runtime.files import atomic_write
+
+__all__ = ["encode"]
+
+_IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".jxl"),
+    *(".pdf", ".png", ".psd", ".svg", ".tif", ".tiff", ".webp"),
+)
+
+
+def encode(options: Namespace, console: Console) -> int:
+    """Encode a photo to a stream; returns the exit code."""
+    output = output_name(options.output, options.input, ".pco")
+    if options.output and Path(output).suffix.lower() in _IMAGE_SUFFIXES:  # encode *.jpg
+        raise UsageError(f"expected a name that ends in .pco for a stream, got {output!r}")
+    from percoedge.runtime.images import read_image
+
+    began = time.perf_counter()
+    photo = read_image(options.input)
+    read_ms = (time.perf_counter() - began) * 1000
+    console.notes(shown_name(options.input, "standard input"), photo.notes)
+    with load_codec(options) as codec:
+        data = codec.encode(
+            photo.pixels,
+            caption=options.caption,
+            schedule=options.schedule,
+            passes=options.passes,
+            seed=options.seed,
+            bare=options.bare,
+        )
+        timings_ms = {**codec.timings_ms, "read image": read_ms}
+    atomic_write(output, data)
+    height, width = photo.pixels.shape[:2]
+    record = {
+        "command": "encode",
+        "input": options.input,
+        "output": output,
+        "width": width,
+        "height": height,
+        "bytes": len(data),
+        "bpp": round(8 * len(data) / (width * height), 6),
+        **codec_record(codec),
+        "timings_ms": rounded_ms(timings_ms),
+        "notes": list(photo.notes),
+    }
+    line = (
+        f"{shown_name(output, 'standard output')}: {len(data)} bytes, {record['bpp']:.4f} bpp, "
+        f"{width}x{height} px, {seconds_text(timings_ms)}"
+    )
+    console.report(record, [line])
+    return 0

@@ -1,0 +1,126 @@
+"""The threads that decode a folder, and the report of what could not be decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from percoedge.errors import BundleError, OutputError
+from percoedge.runtime.cli.console import ProgressLine
+
+__all__ = ["FolderRun", "writing"]
+
+_WAIT_SECONDS = 0.1
+
+
+class FolderRun:
+    """Hands streams to threads, counts what became of them, and reports the bad ones.
+
+    decoded, bad: how many of them so far. report: the file with the bad ones, if there are any.
+    """
+
+    def __init__(self, source: Path, report: Path) -> None:
+        """``report``: a file of bad streams; one that is there is removed. Raises OutputError."""
+        self.report = report
+        self.decoded = 0
+        self.bad = 0
+        self._source = source
+        self._stopped = threading.Event()
+        with writing(report):
+            report.unlink(missing_ok=True)
+
+    def all(
+        self,
+        todo: Sequence[tuple[str, str]],
+        decode: Callable[[str, str, threading.Event], None],
+        jobs: int,
+        line: ProgressLine,
+    ) -> None:
+        """Call ``decode`` with the names of every stream and image, and an event that ends it.
+
+        What it raises concerns that stream only, but for OutputError and BundleError, which are
+        raised. Then, and after an interrupt, threads finish what they are at, so that no file is
+        left half written.
+        """
+        left: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        for pair in todo:
+            left.put(pair)
+        results: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()
+
+        def work() -> None:
+            while not self._stopped.is_set():
+                try:
+                    stream, output = left.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    decode(stream, output, self._stopped)
+                    results.put((stream, None))
+                except Exception as error:  # of one stream: the others are decoded all the same
+                    results.put((stream, error))
+
+        threads = [threading.Thread(target=work) for _ in range(jobs)]
+        try:
+            for thread in threads:
+                thread.start()
+            began = time.perf_counter()
+            for number in range(len(todo)):
+                line.show("decoding", number / len(todo), _progress(number, len(todo), began))
+                self._count(*_waited(results))
+        finally:
+            self._stopped.set()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+
+    def add_bad(self, stream: str, error: Exception) -> None:
+        """Count a stream as bad, and report why. Raises OutputError."""
+        self.bad += 1
+        file = os.fspath(self._source / stream)
+        entry = {"file": file, "error": type(error).__name__, "message": str(error)}
+        with writing(self.report), self.report.open("a", encoding="utf-8") as report:
+            report.write(json.dumps(entry) + "\n")
+
+    def _count(self, stream: str, error: Exception | None) -> None:
+        if error is None:
+            self.decoded += 1
+        elif isinstance(error, (OutputError, BundleError)):  # the next ones would fail as well
+            raise error
+        else:
+            self.add_bad(stream, error)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says of a path that is written into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; name another folder"
+        ) from error
+
+
+def _waited(
+    results: queue.SimpleQueue[tuple[str, Exception | None]],
+) -> tuple[str, Exception | None]:
+    """The next result; waits in short turns, which Ctrl-C can end on every system."""
+    while True:
+        try:
+            return results.get(timeout=_WAIT_SECONDS)
+        except queue.Empty:
+            continue
+
+
+def _progress(done: int, total: int, began: float) -> str:
+    words = f"{done} of {total}"
+    if done:
+        left = (time.perf_counter() - began) / done * (total - done)
+        words += f", {left / 60:.0f} min left" if left > 90 else f", {left:.0f} s left"
+    return words
