@@ -21,7 +21,7 @@ from percoedge.bitstream.container import unpack
 def main(stream: str, picture: str) -> None:
     if "site-packages" not in Path(percoedge.__file__).parts:
         sys.exit(f"percoedge was imported from {percoedge.__file__}, not from the wheel")
-    names = ["percoedge.bundles", "percoedge.errors", "percoedge.pillow"]
+    names = [f"percoedge.{name}" for name in ("bundles", "errors", "pillow", "replacing")]
     for part in ("percoedge.bitstream", "percoedge.engines", "percoedge.runtime"):
         package = importlib.import_module(part)
         names += [module.name for module in pkgutil.walk_packages(package.__path__, part + ".")]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from percoedge import Codec
 from percoedge.bitstream.container import unpack
+from percoedge.bundles import GoldenStream, golden_stream, token_digest
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCUMENT = json.loads((GOLDEN / "vectors.json").read_text())
@@ -33,6 +34,13 @@ def test_there_are_enough_of_them_for_the_bundle_that_is_shipped(codec: Codec) -
     assert codec.bundle.manifest.fingerprint == DOCUMENT["fingerprint"]
 
 
+def test_the_doctor_decodes_one_of_them() -> None:
+    """tests/golden/make.py writes both: run it when a new bundle is shipped."""
+    expected = FILES["demo"]["tokens_sha256"]
+    data = (GOLDEN / "demo.pco").read_bytes()
+    assert golden_stream() == GoldenStream(data, "tiny", DOCUMENT["fingerprint"], expected)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_tokens_and_colours(codec: Codec, name: str) -> None:
     record = FILES[name]
@@ -40,7 +48,7 @@ def test_tokens_and_colours(codec: Codec, name: str) -> None:
     bare = bool(record.get("bare", False))
     assert hashlib.sha256(data).hexdigest() == record["sha256"]
     tokens = codec.decode_tokens(data, bare=bare)
-    assert hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest() == record["tokens_sha256"]
+    assert token_digest(tokens) == record["tokens_sha256"]
     image = codec.decode(data, bare=bare)
     assert list(image.size) == record["size"]
     small = np.asarray(image.resize((4, 4), Image.Resampling.BOX)).reshape(-1, 3)

@@ -17,7 +17,7 @@ PARTS = ("bitstream", "bundles", "engines", "export", "runtime")
 
 def left_out(folder: str, names: list[str]) -> set[str]:
     """Caches, and the shipped bundles, which are large."""
-    bundles = {name for name in names if not name.endswith(".py")}
+    bundles = {name for name in names if Path(folder, name).is_dir()}
     return {"__pycache__"} | (bundles if Path(folder).name == "bundles" else set())
 
 
@@ -69,6 +69,8 @@ def test_wheel_holds_every_file(tree: Path, built: Path) -> None:
         links = [info.filename for info in archive.infolist() if info.external_attr >> 28 == 0xA]
     assert names == expected_files(tree)
     assert "percoedge/bundles/small/flow.data" in names
+    for name in ("demo.jpg", "golden.json", "golden.pco"):
+        assert f"percoedge/bundles/{name}" in names
     assert links == []
 
 

@@ -254,5 +254,5 @@ def _lines(record: dict[str, Any]) -> list[str]:
     if record["kept"]:
         lines.append(f"{record['kept']} images were there already; --force decodes them again")
     if record["bad"]:
-        lines.append(f"{record['bad']} streams could not be decoded: see {record['report']}")
+        lines.append(f"{record['bad']} streams were not decoded: see {record['report']}")
     return lines
