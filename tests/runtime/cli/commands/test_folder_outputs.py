@@ -22,7 +22,7 @@ from percoedge.runtime.cli.folder_record import RECORD_NAME, FolderRecord, State
 from percoedge.runtime.cli.main import main
 from percoedge.runtime.codec import Codec
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 Run = Callable[..., tuple[int, dict[str, Any]]]
 
 
