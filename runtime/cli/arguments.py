@@ -19,7 +19,7 @@ __all__ = [
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises UsageError for wrong arguments: they are told as every other error."""
+    """A parser that raises UsageError for wrong arguments, so that they read as other errors."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
