@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from percoedge.engines.bundle.bundle import Bundle
 from percoedge.engines.bundle.manifest import (
@@ -30,6 +30,7 @@ from percoedge.engines.bundle.manifest import (
 from percoedge.engines.bundle.storage import Storage, open_storage
 from percoedge.engines.contract import TensorSpec
 from percoedge.errors import BundleError, OutputError
+from percoedge.replacing import replacing
 
 __all__ = ["GraphFiles", "pack_zip", "replace_manifest", "write_manifest"]
 
@@ -112,8 +113,8 @@ def replace_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> B
     except (ValueError, TypeError) as error:
         raise BundleError(f"{root}: {error}") from error
     decode_manifest(data, f"{root}/{MANIFEST_NAME}")
-    with _replacing(root / MANIFEST_NAME) as partial:
-        partial.write_bytes(data)
+    with _written(root / MANIFEST_NAME) as file:
+        file.write(data)
     return Bundle.open(root)
 
 
@@ -124,8 +125,8 @@ def pack_zip(bundle: Bundle, path: str | os.PathLike[str]) -> None:
     OutputError when ``path`` cannot be written.
     """
     with (
-        _replacing(Path(path)) as partial,
-        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+        _written(Path(path)) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         archive.writestr(_zip_entry(MANIFEST_NAME), encode_manifest(bundle.manifest))
         for record in bundle.files:
@@ -133,19 +134,13 @@ def pack_zip(bundle: Bundle, path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A file beside ``target`` that takes its place when the ``with`` ends well, else is removed.
-
-    Raises OutputError for what the system says inside.
-    """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+def _written(target: Path) -> Iterator[BinaryIO]:
+    """``replacing``, with an OutputError for what the system says inside."""
     try:
-        yield partial
-        os.replace(partial, target)
+        with replacing(target) as file:
+            yield file
     except OSError as error:
         raise OutputError(f"{target}: cannot be written: {error}; check the folder") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _record(storage: Storage, name: str) -> FileRecord:
