@@ -14,10 +14,7 @@ from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import TensorSpec, split_axis
 from percoedge.errors import BackendError, UsageError
 
-__all__ = ["MAX_BATCH", "MAX_SIDE", "Profile", "profile_for"]
-
-MAX_SIDE = 16384
-"""Largest side of a picture in pixels, as in the stream format."""
+__all__ = ["MAX_BATCH", "Profile", "profile_for"]
 
 MAX_BATCH = 1024
 
@@ -123,11 +120,8 @@ def _largest_side(kind: str, codec: CodecConstants) -> int | None:
 def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Rows and columns of the tokens that cover a picture of that width and height."""
     width, height = size
-    for side in size:
-        if not 1 <= side <= MAX_SIDE:
-            raise UsageError(
-                f"expected sizes of 1 to {MAX_SIDE} pixels a side, got {width}x{height}"
-            )
+    if min(size) < 1:
+        raise UsageError(f"expected sizes of at least 1 pixel a side, got {width}x{height}")
     return -(-height // stride), -(-width // stride)
 
 

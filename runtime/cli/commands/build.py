@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from percoedge import __version__
+from percoedge.bitstream.container import MAX_SIDE
 from percoedge.bundles import shipped_bundles
 from percoedge.engines import memory
 from percoedge.engines.bundle import Bundle
@@ -236,9 +237,10 @@ def _number(what: str, text: str) -> int:
 
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
-    if match is None:
+    if match is None or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
         raise UsageError(
-            f"expected --sizes like 512x512,1920x1088 (width x height in pixels), got {text!r}"
+            f"expected --sizes like 512x512,1920x1088 (width x height, 1 to {MAX_SIDE} pixels a "
+            f"side), got {text!r}"
         )
     return int(match[1]), int(match[2])
 

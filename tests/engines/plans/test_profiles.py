@@ -83,11 +83,11 @@ def test_axes_nobody_knows_are_refused(constants: CodecConstants) -> None:
         profile_for("text", (TensorSpec("ids", "int32", ("n", "l")),), constants)
 
 
-@pytest.mark.parametrize("size", [(0, 8), (8, 16385)])
-def test_sizes_no_stream_can_have_are_refused(
+@pytest.mark.parametrize("size", [(0, 8), (8, -1)])
+def test_sizes_no_image_can_have_are_refused(
     constants: CodecConstants, size: tuple[int, int]
 ) -> None:
-    with pytest.raises(UsageError, match="1 to 16384 pixels"):
+    with pytest.raises(UsageError, match="at least 1 pixel"):
         profile_for("flow", (TOKENS,), constants, [size])
 
 
