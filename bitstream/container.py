@@ -16,6 +16,7 @@ from percoedge.bitstream.schedules import SCHEDULES, pass_count
 from percoedge.errors import StreamError, UsageError
 
 __all__ = [
+    "DEFAULT_MAX_PIXELS",
     "FINGERPRINT_BYTES",
     "MAX_SIDE",
     "MAX_STREAM_BYTES",
@@ -28,6 +29,13 @@ __all__ = [
 
 MAX_SIDE: Final = 16384
 """Longest side of an image in pixels; two such sides make 2**28 pixels, the limit of the area."""
+
+DEFAULT_MAX_PIXELS: Final = 1 << 26
+"""Largest area that is encoded or decoded unless a caller allows more, 67,108,864 pixels.
+
+Photos of 24, 48 and 61 megapixels are below, and what they need in memory fits a small computer. A
+stream of 14 bytes or a PNG of 33 kB may announce 2**28 pixels, which does not.
+"""
 
 FINGERPRINT_BYTES: Final = 4
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from percoedge.bitstream.container import Header, Stream, pack, unpack
+from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, Header, Stream, pack, unpack
 from percoedge.bitstream.schedules import pass_count
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
@@ -29,9 +29,6 @@ from percoedge.runtime.text import TextConditioner
 from percoedge.runtime.tiles import context_tiles
 
 __all__ = ["DEFAULT_MAX_PIXELS", "Codec", "ProgressiveImage"]
-
-DEFAULT_MAX_PIXELS = 4096 * 4096
-"""Largest image that is decoded unless a caller allows more: a 14-byte file may announce 2^28."""
 
 Tokens = NDArray[np.int32]
 
@@ -94,6 +91,7 @@ class Codec:
         passes: int | None = None,
         seed: int | None = None,
         bare: bool = False,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> bytes:
         """Encode a photo (anything that ``read_image`` takes) to a stream.
 
@@ -102,7 +100,8 @@ class Codec:
         ``percoedge.bitstream.schedules.SCHEDULES``, None for the bundle's. ``passes``: send only
         the first so many passes; the decoder samples the rest. ``seed``: of the decoder's noise
         (0..2^32-1), None to derive it from the stream. ``bare``: without magic, fingerprint and
-        checksum. Raises ImageError, InputError, UsageError or EngineError.
+        checksum. ``max_pixels``: refuse larger images; decoders refuse them, too, unless they are
+        told otherwise. Raises ImageError, InputError, UsageError or EngineError.
         """
         chosen = self.bundle.codec.schedule if schedule is None else schedule
         count = pass_count(chosen)
@@ -110,7 +109,7 @@ class Codec:
             raise UsageError(f"expected 1 to {count} passes of schedule {chosen!r}, got {passes}")
         self._engines.restart_clock()
         with self._engines.timed("read image"):
-            pixels = read_image(image).pixels
+            pixels = read_image(image, max_pixels=max_pixels).pixels
         height, width = pixels.shape[:2]
         header = Header(
             width=width,
@@ -127,10 +126,10 @@ class Codec:
             data = coder.encode(tokens, chosen, header.passes_sent)
         return pack(header, data, fingerprint)
 
-    def tokens(self, image: Source) -> Tokens:
+    def tokens(self, image: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Tokens:
         """Tokens int32 (h,w) of a photo: what a stream of all passes carries."""
         self._engines.restart_clock()
-        return self._tokens(read_image(image).pixels)
+        return self._tokens(read_image(image, max_pixels=max_pixels).pixels)
 
     def _tokens(self, pixels: NDArray[np.uint8]) -> Tokens:
         constants = self.bundle.codec

@@ -13,51 +13,76 @@ import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeAlias, TypeGuard
 
-from percoedge.errors import InputError, OutputError
+from percoedge.errors import InputError, OutputError, UsageError
 from percoedge.replacing import replacing
 
-__all__ = ["MAX_READ_BYTES", "STANDARD_STREAM", "Writer", "atomic_write", "read_bytes"]
+__all__ = [
+    "STANDARD_STREAM",
+    "ByteSource",
+    "Writer",
+    "atomic_write",
+    "is_byte_source",
+    "read_bytes",
+    "source_name",
+]
 
 STANDARD_STREAM = "-"
 """The name that means standard input when reading and standard output when writing."""
 
-MAX_READ_BYTES = 1 << 31
-"""Default cap of `read_bytes`, 2 GiB: above the largest photo that percoedge accepts."""
+ByteSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
+"""What `read_bytes` takes: a path or ``-``, bytes, or a binary file that is open for reading."""
+
+_HEAD_BYTES = 4096
+_CHUNK_BYTES = 1 << 20
 
 Writer = Callable[[BinaryIO], object]
 """A function that writes a file's contents to the binary stream given; its result is ignored."""
 
 
-def read_bytes(source: str | os.PathLike[str], *, limit_bytes: int = MAX_READ_BYTES) -> bytes:
-    """Return all bytes of a file, or of standard input when `source` is ``-``.
+def is_byte_source(source: object) -> TypeGuard[ByteSource]:
+    """Whether `read_bytes` takes `source`."""
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview)
+    return isinstance(source, kinds) or callable(getattr(source, "read", None))
+
+
+def source_name(source: ByteSource, unnamed: str) -> str:
+    """Return how messages call a source: its path, "standard input", or else `unnamed`."""
+    if isinstance(source, (str, os.PathLike)):
+        return "standard input" if os.fspath(source) == STANDARD_STREAM else str(source)
+    return unnamed
+
+
+def read_bytes(
+    source: ByteSource,
+    *,
+    limit_bytes: int,
+    check_head: Callable[[bytes], None] | None = None,
+    unnamed: str = "the data",
+) -> bytes:
+    """Return all bytes of a source; a file that is open is read from where it stands.
 
     At most `limit_bytes` + 1 bytes are ever read, so endless sources (a device, a pipe) are safe.
-    Raises InputError when the file is missing, unreadable or longer than `limit_bytes`.
+    `check_head` is given the first 4 KiB, or all there is, before more is read, and raises what it
+    likes when that is no file of the kind expected. `unnamed`: what messages call data without a
+    name. Raises InputError when the file is missing, unreadable or longer than `limit_bytes`, and
+    UsageError for other sources and for files opened as text.
     """
-    if os.fspath(source) == STANDARD_STREAM:
-        name = "standard input"
-        data = _read_standard_input(limit_bytes + 1)
+    name = source_name(source, unnamed)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        if check_head is not None:
+            check_head(data[:_HEAD_BYTES])
+    elif isinstance(source, (str, os.PathLike)):
+        with _opened(source, name) as stream:
+            data = _drained(stream, name, limit_bytes, check_head)
+    elif callable(getattr(source, "read", None)):
+        data = _drained(source, name, limit_bytes, check_head)
     else:
-        name = str(source)
-        try:
-            with open(source, "rb") as stream:
-                data = stream.read(limit_bytes + 1)
-        except FileNotFoundError as error:
-            raise InputError(
-                f"cannot read {name}: there is no such file; check the path"
-            ) from error
-        except IsADirectoryError as error:
-            raise InputError(
-                f"cannot read {name}: expected a file, got a directory; name a file in it"
-            ) from error
-        except PermissionError as error:
-            raise InputError(
-                f"cannot read {name}: permission denied; ask for read access to it"
-            ) from error
-        except (OSError, ValueError) as error:  # ValueError: a null character in the path
-            raise InputError(f"cannot read {name}: {_reason(error)}") from error
+        raise UsageError(
+            f"expected a path, bytes or a file opened in binary mode, got {type(source).__name__}"
+        )
     if len(data) > limit_bytes:
         raise InputError(
             f"{name} is too long: expected at most {limit_bytes} bytes; is it the right file?"
@@ -142,13 +167,59 @@ def _bytes_of(contents: bytes | Writer) -> bytes:
     return buffer.getvalue()
 
 
-def _read_standard_input(limit_bytes: int) -> bytes:
-    if sys.stdin is None:
-        raise InputError("cannot read standard input: it is closed; name a file instead of '-'")
+def _opened(
+    source: str | os.PathLike[str], name: str
+) -> contextlib.AbstractContextManager[BinaryIO]:
+    if os.fspath(source) == STANDARD_STREAM:
+        if sys.stdin is None:
+            raise InputError(f"cannot read {name}: it is closed; name a file instead of '-'")
+        return contextlib.nullcontext(sys.stdin.buffer)
     try:
-        return sys.stdin.buffer.read(limit_bytes)
+        return open(source, "rb")
+    except FileNotFoundError as error:
+        raise InputError(f"cannot read {name}: there is no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(
+            f"cannot read {name}: expected a file, got a directory; name a file in it"
+        ) from error
+    except PermissionError as error:
+        raise InputError(
+            f"cannot read {name}: permission denied; ask for read access to it"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise InputError(f"cannot read {name}: {_reason(error)}") from error
+
+
+def _drained(
+    stream: BinaryIO, name: str, limit_bytes: int, check_head: Callable[[bytes], None] | None
+) -> bytes:
+    """Return up to `limit_bytes` + 1 bytes of a stream, once `check_head` has seen the first."""
+    data = bytearray()
+    checked = check_head is None
+    while len(data) <= limit_bytes:
+        # Piece by piece, for a reader of files reserves as much memory as it is asked for.
+        piece = _CHUNK_BYTES if checked else _HEAD_BYTES
+        part = _part(stream, name, min(piece, limit_bytes + 1 - len(data)))
+        data += part
+        if check_head is not None and not checked and (not part or len(data) >= _HEAD_BYTES):
+            check_head(bytes(data))
+            checked = True
+        if not part:
+            break
+    return bytes(data)
+
+
+def _part(stream: BinaryIO, name: str, size_bytes: int) -> bytes:
+    try:
+        part: Any = stream.read(size_bytes)
     except (OSError, ValueError) as error:  # ValueError: the stream is closed
-        raise InputError(f"cannot read standard input: {_reason(error)}") from error
+        raise InputError(f"cannot read {name}: {_reason(error)}") from error
+    if not isinstance(part, bytes):
+        raise UsageError(
+            f"expected a file that gives bytes, got one that gives {type(part).__name__}; "
+            f"open it in binary mode ('rb')"
+        )
+    return part
 
 
 def _write_standard_output(contents: bytes | Writer) -> None:

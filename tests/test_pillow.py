@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import percoedge.pillow
-from percoedge.bitstream.container import Header, pack, unpack
+from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, Header, pack, unpack
 from percoedge.errors import StreamError
 from percoedge.runtime.codec import Codec
 
@@ -31,9 +31,11 @@ class FakeCodec:
         header = Header(image.width, image.height, caption=options.get("caption", ""))
         return pack(header, b"", b"fake")
 
-    def decode(self, data: bytes) -> Image.Image:
+    def decode(self, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
         self.decoded += 1
         header = unpack(data).header
+        if header.width * header.height > max_pixels:
+            raise StreamError("too many pixels")
         return Image.new("RGB", (header.width, header.height), COLOUR)
 
 
@@ -83,3 +85,24 @@ def test_other_formats_still_open(codec: FakeCodec) -> None:
     stream.seek(0)
     assert Image.open(stream).format == "PNG"
     assert codec.decoded == 0
+
+
+@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+def test_what_pillow_opens_can_be_loaded(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit that counts is Pillow's own, Image.MAX_IMAGE_PIXELS."""
+    width, height = DEFAULT_MAX_PIXELS // 8192 + 1, 8192
+    data = pack(Header(width, height), b"", b"fake")
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.getpixel((0, 0)) == COLOUR
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", DEFAULT_MAX_PIXELS // 2)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(data))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", DEFAULT_MAX_PIXELS - 1)
+    with pytest.warns(Image.DecompressionBombWarning):
+        image = Image.open(io.BytesIO(data))
+    assert image.getpixel((0, 0)) == COLOUR
+
+
+def test_saving_takes_the_limit(codec: FakeCodec) -> None:
+    Image.new("RGB", (3, 2)).save(io.BytesIO(), "PCO", max_pixels=6)
+    assert codec.options == {"max_pixels": 6}

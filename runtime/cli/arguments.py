@@ -15,6 +15,7 @@ __all__ = [
     "engine_options",
     "positive",
     "report_options",
+    "size_options",
 ]
 
 
@@ -57,6 +58,15 @@ def engine_options() -> Parser:
     options.add_argument("--threads", type=positive, metavar="N", help="CPU threads per engine")
     options.add_argument(
         "--low-memory", action="store_true", help="keep one engine in memory at a time"
+    )
+    return options
+
+
+def size_options() -> Parser:
+    """What every command takes that reads or makes images."""
+    options = Parser(add_help=False)
+    options.add_argument(
+        "--max-pixels", type=positive, metavar="N", help="refuse larger images (default: 2^26)"
     )
     return options
 

@@ -19,6 +19,7 @@ from percoedge.runtime.cli.arguments import (
     engine_options,
     positive,
     report_options,
+    size_options,
 )
 
 __all__ = ["parse"]
@@ -124,7 +125,7 @@ def _parser() -> Parser:
 def _add_encode(commands: _Commands) -> None:
     encode = commands.add(
         *("encode", "encode a photo to a .pco stream", ("encode", "encode")),
-        engine_options(),
+        *(engine_options(), size_options()),
         streams=True,
     )
     encode.add_argument("input", metavar="IN", help="JPEG, PNG, WebP or AVIF; - for stdin")
@@ -143,7 +144,7 @@ def _add_encode(commands: _Commands) -> None:
 def _add_decode(commands: _Commands) -> None:
     decode = commands.add(
         *("decode", "decode a .pco stream to an image", ("decode", "decode")),
-        engine_options(),
+        *(engine_options(), size_options()),
         streams=True,
     )
     decode.add_argument("input", metavar="IN", help="a .pco file; - for stdin; or a folder of them")
@@ -167,9 +168,6 @@ def _add_decode(commands: _Commands) -> None:
     decode.add_argument("--guidance", type=float, metavar="X", help="0..16; 1 is none")
     decode.add_argument("--seed", type=int, metavar="N", help="of the noise, in place of the sent")
     add_stream_options(decode, "decode what is left of")
-    decode.add_argument(
-        "--max-pixels", type=positive, metavar="N", help="refuse larger images (default: 2^24)"
-    )
 
 
 def _add_output(parser: Parser, help: str, *names: str) -> None:
@@ -190,7 +188,7 @@ def _add_info(commands: _Commands) -> None:
 def _add_demo(commands: _Commands) -> None:
     demo = commands.add(
         *("demo", "encode and decode a photo and compare the two", ("demo", "demo")),
-        engine_options(),
+        *(engine_options(), size_options()),
     )
     demo.add_argument("photo", nargs="?", metavar="PHOTO", help="default: one that is shipped")
     demo.add_argument(

@@ -1,41 +1,40 @@
-"""Photos in and out: any JPEG, PNG, WebP or AVIF becomes sRGB pixels, 8 bits, upright, opaque.
+"""Images in: whatever holds one becomes sRGB pixels, 8 bits, upright, opaque.
 
-Everything that changes what a person sees is told in the photo's notes. Limits are checked on the
-header, before pixels are decoded: 1 to `MAX_SIDE` px a side as in the stream format, hence at
-most 2^28 px. This module knows nothing of models; padding to their stride is the codec's work.
+Everything that changes what a person sees is told in the notes. Limits are checked on the header,
+before pixels are decoded: sides of 1 to `MAX_SIDE` px as in the stream format, and an area that
+callers choose. This module knows nothing of models; padding to their stride is the codec's work.
 """
 
 from __future__ import annotations
 
-import os
-import zlib
+import operator
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
-from typing import IO, BinaryIO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import (
-    AvifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
 
-from percoedge.bitstream.container import MAX_SIDE
-from percoedge.errors import ImageError, OutputError, UsageError
-from percoedge.runtime.files import STANDARD_STREAM, atomic_write, read_bytes
-from percoedge.runtime.images.colours import srgb_from_profile
+from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_SIDE
+from percoedge.errors import ImageError, UsageError
+from percoedge.runtime.files import ByteSource, is_byte_source, read_bytes, source_name
+from percoedge.runtime.images.colours import Colours, srgb_from_colours
+from percoedge.runtime.images.formats import check_head, open_image
+from percoedge.runtime.images.library import guarded
+from percoedge.runtime.images.tags import CodePoints, code_points_of_avif, code_points_of_png
 
-__all__ = ["Photo", "Source", "format_of", "read_image", "write_image"]
+__all__ = ["MAX_IMAGE_BYTES", "Photo", "Source", "read_image"]
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
-"""What `read_image` takes: a path or ``-``, the bytes of a file, a Pillow image, or an array."""
+Source: TypeAlias = "ByteSource | Image.Image | NDArray[np.uint8]"
+"""What `read_image` takes: a path or ``-``, bytes, an open file, a Pillow image, or an array."""
 
-_ORIENTATION_TAG = 0x0112
+MAX_IMAGE_BYTES = 4 * DEFAULT_MAX_PIXELS
+"""Longest file that is read, 256 MiB: the largest image with four bytes a pixel, not compressed.
+
+Where more pixels are allowed, so are four times as many bytes.
+"""
+
+_INTEROPERABILITY_IFD, _ORIENTATION_TAG = 0xA005, 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,15 +44,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-# What a decoder makes has no strings that come back: looking for none but runs, zlib writes PNGs of
-# it in half the time of level 4 and a quarter of that of Pillow's own, 6, and 0.5 to 1 % smaller.
-_SAVE_OPTIONS: dict[str, dict[str, int]] = {
-    "PNG": {"compress_type": zlib.Z_RLE},
-    "JPEG": {"quality": 95, "subsampling": 0},
-    "WEBP": {"quality": 95},
-}
-_MAX_WEBP_SIDE = 16383
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # of a PNG's samples, by the raw mode of its pixels
 
 
 @dataclass(frozen=True)
@@ -68,91 +59,85 @@ class Photo:
     notes: tuple[str, ...] = ()
 
 
-def read_image(source: Source) -> Photo:
-    """Read a photo from a path, ``-`` (standard input), a file's bytes, a Pillow image or an array.
+def read_image(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Photo:
+    """Read an image from a path, ``-`` (standard input), bytes, a file, a Pillow image or an array.
 
-    Files may be JPEG, PNG, WebP or AVIF; Pillow images of any format. Arrays are uint8 of shape
-    (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), in sRGB. Greyscale, palette and CMYK become RGB,
-    16-bit grey is scaled to 8 bits, alpha is laid on white, EXIF orientation and ICC profiles are
-    applied, and of several pictures the first is taken. Sides are 1 to `MAX_SIDE` pixels.
-    Raises ImageError for what is no such image, and InputError for a file that cannot be read.
+    Files may be JPEG, PNG, WebP or AVIF, and HEIC or JPEG XL where Pillow's plugins for these are
+    installed; one that is open, in binary mode, is read from where it stands. Pillow images may be
+    of any format. Arrays are uint8 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), in sRGB.
+
+    Greyscale, palette and CMYK become RGB, 16-bit grey is scaled to 8 bits, alpha is laid on white,
+    EXIF orientation is applied, and of several pictures the first is taken. Colours become sRGB, by
+    an ICC profile, code points (cICP, nclx), or gamma and primaries; of a Pillow image only those
+    that its ``info`` tells. Sides are 1 to `MAX_SIDE` pixels, the area at most `max_pixels`.
+
+    Raises ImageError for what is no such image, InputError for a file that cannot be read, and
+    UsageError for sources of other types.
     """
-    if isinstance(source, np.ndarray):
-        return _photo_from_array(source)
+    limit = _limit(max_pixels)
     if isinstance(source, Image.Image):
-        return _photo_from_pillow(source, "the image")
-    if isinstance(source, bytes):
-        return _photo_from_bytes(source, "the image")
-    if isinstance(source, (str, os.PathLike)):
-        is_standard = os.fspath(source) == STANDARD_STREAM
-        return _photo_from_bytes(
-            read_bytes(source), "standard input" if is_standard else f"{source}"
-        )
-    raise UsageError(
-        f"expected a path, bytes, a Pillow image or a numpy array, got {type(source).__name__}"
-    )
-
-
-def write_image(
-    pixels: NDArray[np.uint8],
-    destination: str | os.PathLike[str] | BinaryIO,
-    format: str | None = None,
-) -> None:
-    """Write uint8 pixels of shape (H, W, 3) as PNG, JPEG or WebP.
-
-    A path is replaced as a whole or left as it was; ``-`` is standard output. `format` is "PNG",
-    "JPEG" or "WEBP" in any case; without it the path's suffix decides, and PNG is the format of
-    streams. JPEG and WebP are written at quality 95, JPEG without chroma subsampling.
-    Raises UsageError for other formats and arrays, OutputError when it cannot be written.
-    """
-    path = destination if isinstance(destination, (str, os.PathLike)) else None
-    kind = format_of(STANDARD_STREAM if path is None else path, format)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        with guarded("the image"):
+            _check_size(source.width, source.height, "the image", limit)
+            return _photo_from_pillow(source, "the image", None)
+    if type(source) in (np.ndarray, np.memmap):
+        return _photo_from_array(np.asarray(source), limit)
+    if not is_byte_source(source):
         raise UsageError(
-            f"expected uint8 pixels of shape (H, W, 3), got {pixels.dtype} {pixels.shape}"
+            f"expected a path, bytes, a file, a Pillow image or a numpy array, got "
+            f"{type(source).__name__}"
         )
-    if kind == "WEBP" and max(pixels.shape) > _MAX_WEBP_SIDE:
-        raise OutputError(
-            f"a WebP image has at most {_MAX_WEBP_SIDE} px a side, got "
-            f"{pixels.shape[1]}x{pixels.shape[0]}; write PNG instead"
+    name = source_name(source, "the image")
+    with guarded(name):
+        data = read_bytes(
+            source,
+            limit_bytes=max(MAX_IMAGE_BYTES, 4 * limit),
+            check_head=lambda head: check_head(head, name),
+            unnamed=name,
         )
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+        with open_image(data, name, lambda w, h: _check_size(w, h, name, limit)) as image:
+            points = code_points_of_png(data) if image.format == "PNG" else None
+            if image.format == "AVIF":
+                points = code_points_of_avif(data)
+            return _photo_from_pillow(image, name, points)
 
-    def write(stream: BinaryIO) -> None:
-        image.save(stream, kind, **_SAVE_OPTIONS[kind])
 
-    if isinstance(destination, (str, os.PathLike)):
-        atomic_write(destination, write)
-        return
+def _limit(max_pixels: int) -> int:
     try:
-        write(destination)
-    except OSError as error:
-        raise OutputError(f"cannot write the image to the stream given: {error}") from error
-
-
-def format_of(destination: str | os.PathLike[str], format: str | None = None) -> str:
-    """Return "PNG", "JPEG" or "WEBP": `format` if given, else by the suffix; PNG for ``-``.
-
-    Cheap, so that a wrong name can be refused before a picture is decoded.
-    Raises UsageError when neither names one of the three.
-    """
-    if format is not None:
-        kind = {"JPG": "JPEG"}.get(format.upper(), format.upper())
-        if kind not in _SAVE_OPTIONS:
-            raise UsageError(f"cannot write {format!r} images: choose PNG, JPEG or WEBP")
-        return kind
-    if os.fspath(destination) == STANDARD_STREAM:
-        return "PNG"
-    suffix = Path(destination).suffix.lower()
-    if suffix not in _SUFFIXES:
+        limit = operator.index(max_pixels)
+    except TypeError as error:
         raise UsageError(
-            f"cannot tell the image format of {str(destination)!r}: expected a name that ends in "
-            f"{', '.join(_SUFFIXES)}, or name the format"
+            f"expected max_pixels to be an integer, got {type(max_pixels).__name__}"
+        ) from error
+    if limit < 1:
+        raise UsageError(f"expected max_pixels to be at least 1, got {limit}")
+    return limit
+
+
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise ImageError(
+            f"{name} has {width}x{height} px: expected 1 to {MAX_SIDE} px a side; "
+            f"scale it or cut it into parts first"
         )
-    return _SUFFIXES[suffix]
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} has {width}x{height} px, {width * height} in all: expected at most "
+            f"{max_pixels}; allow more with max_pixels (--max-pixels) if you trust the file, or "
+            f"scale it first"
+        )
 
 
-def _photo_from_array(array: NDArray[np.uint8]) -> Photo:
+def _notes_on_size(width: int, height: int) -> list[str]:
+    """What to say of an image that a decoder refuses by default."""
+    if width * height <= DEFAULT_MAX_PIXELS:
+        return []
+    return [
+        f"it has more than {DEFAULT_MAX_PIXELS} px: decoding it needs max_pixels "
+        f"(--max-pixels {width * height})"
+    ]
+
+
+def _photo_from_array(array: NDArray[np.uint8], max_pixels: int) -> Photo:
     shape = array.shape
     if (
         array.dtype != np.uint8
@@ -163,119 +148,102 @@ def _photo_from_array(array: NDArray[np.uint8]) -> Photo:
             f"expected uint8 pixels of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got "
             f"{array.dtype} {shape}; scale other types to 0..255 first"
         )
-    _check_size(shape[1], shape[0], "the array")
-    if shape[2:] == (3,):
-        return Photo(np.ascontiguousarray(array))
+    _check_size(shape[1], shape[0], "the array", max_pixels)
     if shape[2:] == (4,):
-        return _photo_from_pillow(Image.fromarray(np.ascontiguousarray(array)), "the array")
-    return Photo(np.repeat(array.reshape(*shape[:2], 1), 3, axis=2))
+        image = Image.fromarray(np.ascontiguousarray(array))
+        return _photo_from_pillow(image, "the array", None)
+    notes = tuple(_notes_on_size(shape[1], shape[0]))
+    if shape[2:] == (3,):
+        return Photo(np.ascontiguousarray(array), notes)
+    return Photo(np.repeat(array.reshape(*shape[:2], 1), 3, axis=2), notes)
 
 
-def _photo_from_bytes(data: bytes, name: str) -> Photo:
-    stream = BytesIO(data)
-    try:
-        image = _open(data[:64], stream)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a decoder raises on hostile bytes
-        raise ImageError(
-            f"{name} has a damaged header ({error}): expected a JPEG, PNG, WebP or AVIF image; "
-            f"fetch or export it anew"
-        ) from error
-    if image is None:
-        found = "nothing (0 bytes)" if not data else f"data that begins with {data[:8].hex(' ')}"
-        raise ImageError(
-            f"{name} is no image that can be read: expected JPEG, PNG, WebP or AVIF, got {found}; "
-            f"convert it to one of these first"
-        )
-    with image:
-        return _photo_from_pillow(image, name)
-
-
-def _open(head: bytes, stream: IO[bytes]) -> ImageFile.ImageFile | None:
-    """Read an image's header; None when it is of none of the four formats.
-
-    The plugins are called directly: Image.open would guess among formats that nobody asked for,
-    and warn about or refuse sizes that are within our own limit.
-    """
-    if head.startswith(b"\xff\xd8\xff"):
-        return JpegImagePlugin.jpeg_factory(stream)
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImagePlugin.PngImageFile(stream)
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return WebPImagePlugin.WebPImageFile(stream)
-    if head[4:8] == b"ftyp" and (b"avif" in head[8:] or b"avis" in head[8:]):
-        return AvifImagePlugin.AvifImageFile(stream)
-    return None
-
-
-def _photo_from_pillow(image: Image.Image, name: str) -> Photo:
-    _check_size(image.width, image.height, name)
-    notes: list[str] = []
-    try:
-        frames = getattr(image, "n_frames", 1)
-        image.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a decoder raises on hostile bytes
-        raise ImageError(
-            f"{name} is damaged or cut short ({error}): expected a whole image; "
-            f"fetch or export it anew"
-        ) from error
+def _photo_from_pillow(image: Image.Image, name: str, points: CodePoints | None) -> Photo:
+    """Load an image whose size has been checked, and make it upright, opaque and sRGB."""
+    notes = _notes_on_size(image.width, image.height)
+    tile = getattr(image, "tile", None)
+    raw_mode = str(tile[0][3]) if tile else ""  # gone once the pixels are loaded
+    frames, frame = getattr(image, "n_frames", 1), image.tell()
+    image.load()
     if frames > 1:
-        notes.append(f"only the first of its {frames} pictures is used")
-    turn = _upright_turn(image, notes)
-    rgb = _rgb_from_any(image, name, notes)
+        which = "the first" if frame == 0 else f"number {frame + 1}"
+        notes.append(f"only {which} of its {frames} pictures is used")
+    turn, adobe_rgb = _facts_from_exif(image, notes)
+    colours = _colours_of(image, points, adobe_rgb)
+    opaque, alpha = _opaque_and_alpha(image, raw_mode, name, notes)
+    rgb = srgb_from_colours(opaque, colours, notes)
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        notes.append("its transparent parts were laid on white")
+        white = Image.new("RGB", rgb.size, (255, 255, 255))
+        white.paste(rgb, mask=alpha)
+        rgb = white
     if turn is not None:
         rgb = rgb.transpose(turn)
     return Photo(np.asarray(rgb), tuple(notes))
 
 
-def _check_size(width: int, height: int, name: str) -> None:
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise ImageError(
-            f"{name} has {width}x{height} px: expected 1 to {MAX_SIDE} px a side; "
-            f"scale it or cut it into parts first"
-        )
-
-
-def _upright_turn(image: Image.Image, notes: list[str]) -> Image.Transpose | None:
-    """Return the transposition that EXIF asks for, if any."""
+def _facts_from_exif(image: Image.Image, notes: list[str]) -> tuple[Image.Transpose | None, bool]:
+    """The transposition that EXIF asks for, if any, and whether it says Adobe RGB ("R03")."""
     try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        exif = image.getexif()
+        turn = _UPRIGHT.get(exif.get(_ORIENTATION_TAG, 1))
+        adobe_rgb = exif.get_ifd(_INTEROPERABILITY_IFD).get(1) == "R03"
     except Exception:  # broken metadata must not spoil a sound picture
         notes.append("its EXIF data is broken and was ignored")
-        return None
+        return None, False
     if turn is not None:
         notes.append("it was turned upright, as its EXIF orientation says")
-    return turn
+    return turn, adobe_rgb
 
 
-def _rgb_from_any(image: Image.Image, name: str, notes: list[str]) -> Image.Image:
-    """Convert a loaded image of any mode to sRGB."""
-    profile = image.info.get("icc_profile")
-    alpha: Image.Image | None = None
+def _colours_of(image: Image.Image, points: CodePoints | None, adobe_rgb: bool) -> Colours:
+    """What an image says of its colours: by its ``info``, and code points from its file."""
+    info = image.info
+    nclx = info.get("nclx_profile")  # of pillow-heif
+    if points is None and isinstance(nclx, dict):
+        points = CodePoints(nclx["color_primaries"], nclx["transfer_characteristics"])
+    return Colours(
+        profile=info.get("icc_profile"),
+        points=points,
+        points_first=image.format == "PNG",
+        srgb="srgb" in info,
+        gamma=info.get("gamma"),
+        chromaticities=info.get("chromaticity"),
+        adobe_rgb=adobe_rgb,
+    )
+
+
+def _opaque_and_alpha(
+    image: Image.Image, raw_mode: str, name: str, notes: list[str]
+) -> tuple[Image.Image, Image.Image | None]:
+    """Split a loaded image of any mode into "L", "RGB" or "CMYK", and its alpha "L" or None."""
+    clear = image.info.get("transparency")
     if image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        values = np.asarray(image)
+        alpha = None if clear is None else _alpha_from(values != clear)
+        scaled = (values.astype(np.uint32) * 255 + 32767) // 65535
         notes.append("its 16-bit grey values were scaled to 8 bits")
-    elif image.has_transparency_data:
-        image = image.convert("LA") if image.mode == "La" else image
-        opaque = "L" if image.mode in ("L", "LA") else "RGB"
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        image = image.convert(opaque)
-    elif image.mode in ("F", "I"):
+        return Image.fromarray(scaled.astype(np.uint8)), alpha
+    if image.mode in ("F", "I"):
         raise ImageError(
             f"{name} has 32-bit pixels (Pillow's mode {image.mode!r}), which have no agreed white: "
             f"expected 8-bit pixels or 16-bit grey; scale them to 0..255 first"
         )
-    elif image.mode not in ("L", "RGB", "CMYK"):
+    if image.mode == "L" and isinstance(clear, int):  # the value in the file, before Pillow's steps
+        return image, _alpha_from(np.asarray(image) != clear * _GREY_STEPS.get(raw_mode, 1))
+    if raw_mode == "RGB;16B" and clear is not None:
+        notes.append("its transparent colour was compared by the upper 8 of its 16 bits")
+        upper = np.array(clear, np.int64) >> 8
+        return image, _alpha_from((np.asarray(image) != upper).any(axis=2))
+    if image.has_transparency_data:
+        image = image.convert("LA") if image.mode == "La" else image
+        opaque = "L" if image.mode in ("L", "LA") else "RGB"
+        image = image.convert("RGBA")
+        return image.convert(opaque), image.getchannel("A")
+    if image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("L" if image.mode == "1" else "RGB")
-    rgb = srgb_from_profile(image, profile, notes)
-    if alpha is None or alpha.getextrema() == (255, 255):
-        return rgb
-    notes.append("its transparent parts were laid on white")
-    white = Image.new("RGB", rgb.size, (255, 255, 255))
-    white.paste(rgb, mask=alpha)
-    return white
+    return image, None
+
+
+def _alpha_from(visible: NDArray[np.bool_]) -> Image.Image:
+    return Image.fromarray(visible.astype(np.uint8) * 255)

@@ -7,7 +7,9 @@
     Image.open("photo.pco").show()
 
 Opening reads the header only; the models are loaded when pixels are asked for, once for all
-files. The codec is ``Codec.load("tiny")`` unless `use_codec` names another.
+files. The codec is ``Codec.load("tiny")`` unless `use_codec` names another. What Pillow opens can
+be loaded: its own limit, ``Image.MAX_IMAGE_PIXELS``, is the one that counts. Saving refuses more
+than 2**26 pixels, as `Codec.encode` does, unless ``max_pixels`` is given.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ FORMAT = "PCO"
 
 _MAGIC = b"\x50\xc0"
 _READ_LIMIT_BYTES = MAX_STREAM_BYTES + 1  # one more than is legal, so that unpack can say so
-_SAVE_OPTIONS = ("caption", "schedule", "passes", "seed")
+_SAVE_OPTIONS = ("caption", "schedule", "passes", "seed", "max_pixels")
 
 _codecs: list[Codec] = []  # none or one: the codec in use
 
@@ -72,12 +74,14 @@ class _Decoder(ImageFile.PyDecoder):
 
     def decode(self, buffer: object) -> tuple[int, int]:
         data = self.fd.read(_READ_LIMIT_BYTES)  # type: ignore[union-attr]
-        self.set_as_raw(_codec().decode(data).tobytes())
+        # Image.open has held the size against Pillow's own limit.
+        max_pixels = self.state.xsize * self.state.ysize
+        self.set_as_raw(_codec().decode(data, max_pixels=max_pixels).tobytes())
         return -1, 0  # all is read, no error
 
 
 def _save(image: Image.Image, stream: IO[bytes], filename: str | bytes) -> None:
-    """Encode; the options caption, schedule, passes and seed of `Codec.encode` may be given."""
+    """Encode; `_SAVE_OPTIONS` of `Codec.encode` may be given."""
     given = image.encoderinfo
     options = {name: given[name] for name in _SAVE_OPTIONS if name in given}
     stream.write(_codec().encode(image, **options))

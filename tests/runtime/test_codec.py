@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from percoedge.bitstream.container import Header, pack, unpack
+from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, Header, pack, unpack
 from percoedge.bitstream.schedules import SCHEDULES, pass_count, pass_table
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Graph
@@ -258,6 +258,18 @@ def test_large_images_are_refused_before_any_engine_is_loaded(
         codec.decode_tokens(bomb)
     assert backend.engines == []
     assert codec.decode(stream, max_pixels=200).size == (20, 10)
+
+
+def test_what_decoders_refuse_is_not_encoded(codec: Codec, backend: FakeBackend) -> None:
+    large = np.broadcast_to(np.uint8(0), (8192, DEFAULT_MAX_PIXELS // 8192 + 1))
+    small = np.zeros((10, 20), np.uint8)
+    for encode in (codec.encode, codec.tokens):
+        with pytest.raises(ImageError, match=f"at most {DEFAULT_MAX_PIXELS}; allow more with max"):
+            encode(large)
+        with pytest.raises(ImageError, match="at most 199"):
+            encode(small, max_pixels=199)
+        assert backend.engines == []
+    assert codec.encode(small, max_pixels=200)
 
 
 def test_streams_of_another_bundle_are_refused(

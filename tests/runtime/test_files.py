@@ -8,16 +8,17 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
-from percoedge.errors import InputError, OutputError
-from percoedge.runtime.files import atomic_write, read_bytes
+from percoedge.errors import InputError, OutputError, UsageError
+from percoedge.runtime.files import atomic_write, is_byte_source, read_bytes, source_name
 
 NOBODY = 65534
+LIMIT = 1 << 20
 
 
 @contextlib.contextmanager
@@ -55,17 +56,17 @@ class TestReadBytes:
     def test_returns_the_file(self, tmp_path: Path) -> None:
         path = tmp_path / "a.bin"
         path.write_bytes(b"\x00\xff\n")
-        assert read_bytes(path) == b"\x00\xff\n"
-        assert read_bytes(str(path)) == b"\x00\xff\n"
+        assert read_bytes(path, limit_bytes=LIMIT) == b"\x00\xff\n"
+        assert read_bytes(str(path), limit_bytes=LIMIT) == b"\x00\xff\n"
 
     def test_dash_is_standard_input(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdin", StandardStream(b"stream"))
-        assert read_bytes("-") == b"stream"
+        assert read_bytes("-", limit_bytes=LIMIT) == b"stream"
 
     def test_closed_standard_input(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdin", None)
         with pytest.raises(InputError, match="standard input: it is closed"):
-            read_bytes("-")
+            read_bytes("-", limit_bytes=LIMIT)
 
     def test_limit_is_inclusive(self, tmp_path: Path) -> None:
         path = tmp_path / "a.bin"
@@ -86,22 +87,79 @@ class TestReadBytes:
 
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"nothing\.png: there is no such file"):
-            read_bytes(tmp_path / "nothing.png")
+            read_bytes(tmp_path / "nothing.png", limit_bytes=LIMIT)
 
     def test_directory(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="got a directory"):
-            read_bytes(tmp_path)
+            read_bytes(tmp_path, limit_bytes=LIMIT)
 
     def test_null_character(self) -> None:
         with pytest.raises(InputError, match="null"):
-            read_bytes("a\0b")
+            read_bytes("a\0b", limit_bytes=LIMIT)
 
     def test_no_permission(self, public_directory: Path) -> None:
         path = public_directory / "secret"
         path.write_bytes(b"x")
         path.chmod(0)
         with ordinary_user(), pytest.raises(InputError, match="permission denied"):
-            read_bytes(path)
+            read_bytes(path, limit_bytes=LIMIT)
+
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, io.BytesIO])
+    def test_bytes_and_files(self, kind: Callable[[bytes], Any]) -> None:
+        assert read_bytes(kind(b"stream"), limit_bytes=6) == b"stream"
+        with pytest.raises(InputError, match="the stream is too long: expected at most 5 bytes"):
+            read_bytes(kind(b"stream"), limit_bytes=5, unnamed="the stream")
+
+    def test_files_that_give_little_at_a_time(self, tmp_path: Path) -> None:
+        data = bytes(range(256)) * 40
+        reading, writing = os.pipe()
+        with open(reading, "rb", buffering=0) as pipe:
+            os.write(writing, data[:5000])
+            os.write(writing, data[5000:])
+            os.close(writing)
+            assert read_bytes(pipe, limit_bytes=len(data)) == data
+
+    @pytest.mark.parametrize("source", [None, 3, (b"a",), (part for part in ())])
+    def test_other_sources_are_refused(self, source: Any) -> None:
+        assert not is_byte_source(source)
+        with pytest.raises(UsageError, match=f"expected a path, .* got {type(source).__name__}$"):
+            read_bytes(source, limit_bytes=LIMIT)
+
+    def test_text_and_closed_files_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="gives str; open it in binary mode"):
+            read_bytes(io.StringIO("a"), limit_bytes=LIMIT)  # type: ignore[arg-type]
+        file = io.BytesIO(b"a")
+        file.close()
+        with pytest.raises(InputError, match="cannot read the data: .*closed"):
+            read_bytes(file, limit_bytes=LIMIT)
+        with (
+            open(tmp_path / "out", "wb") as file,  # type: ignore[assignment]
+            pytest.raises(InputError, match="cannot read the data"),
+        ):
+            read_bytes(file, limit_bytes=LIMIT)
+
+    @pytest.mark.parametrize("size", [0, 10, 4095, 4096, 10_000])
+    def test_the_head_is_checked_once_before_more_is_read(self, tmp_path: Path, size: int) -> None:
+        path = tmp_path / "a.bin"
+        path.write_bytes(bytes(size))
+        for source in (path, bytes(size), io.BytesIO(bytes(size))):
+            heads: list[bytes] = []
+            assert len(read_bytes(source, limit_bytes=LIMIT, check_head=heads.append)) == size
+            assert heads == [bytes(min(size, 4096))]
+
+    def test_what_the_check_raises_is_passed_on(self) -> None:
+        def check(head: bytes) -> None:
+            raise UsageError("no")
+
+        file = io.BytesIO(bytes(10_000))
+        with pytest.raises(UsageError, match="no"):
+            read_bytes(file, limit_bytes=LIMIT, check_head=check)
+        assert file.tell() == 4096
+
+    def test_names(self) -> None:
+        assert source_name("a/b.png", "the image") == "a/b.png"
+        assert source_name("-", "the image") == "standard input"
+        assert source_name(b"a/b.png", "the image") == "the image"
 
 
 class TestAtomicWrite:

@@ -16,10 +16,7 @@ from percoedge.runtime.cli.console import Console
 from percoedge.runtime.cli.outputs import output_name, shown_name
 from percoedge.runtime.files import STANDARD_STREAM, read_bytes
 
-__all__ = ["SUFFIX_OF", "decode"]
-
-SUFFIX_OF = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-"""Suffix of the default name of an image by its format."""
+__all__ = ["decode"]
 
 
 def decode(options: Namespace, console: Console) -> int:
@@ -28,16 +25,12 @@ def decode(options: Namespace, console: Console) -> int:
         from percoedge.runtime.cli.commands.folder import decode_folder
 
         return decode_folder(options, console)
-    from percoedge.bitstream.container import MAX_STREAM_BYTES
-    from percoedge.runtime.images import format_of, write_image
+    from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES
+    from percoedge.runtime.images import format_of, suffix_of, write_image
 
     kind = format_of(options.output or STANDARD_STREAM, options.format)
-    output = output_name(options.output, options.input, SUFFIX_OF[kind])
+    output = output_name(options.output, options.input, suffix_of(kind))
     data = read_bytes(options.input, limit_bytes=MAX_STREAM_BYTES)
-    import numpy as np
-
-    from percoedge.runtime.codec import DEFAULT_MAX_PIXELS
-
     with load_codec(options) as codec, naming(options.input):
         image = codec.decode(
             data,
@@ -49,7 +42,7 @@ def decode(options: Namespace, console: Console) -> int:
             max_pixels=options.max_pixels or DEFAULT_MAX_PIXELS,
         )
         timings_ms = codec.timings_ms
-    write_image(np.asarray(image), output, kind)
+    write_image(image, output, kind)
     record = {
         "command": "decode",
         "input": options.input,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from percoedge.bitstream.container import DEFAULT_MAX_PIXELS
 from percoedge.bundles import shipped_photo
 from percoedge.errors import UsageError
 from percoedge.runtime.cli.codec_options import codec_record, load_codec, rounded_ms
@@ -30,7 +31,8 @@ def demo(options: Namespace, console: Console) -> int:
     check_output(options.output, options.photo)
     source = options.photo or shipped_photo()
     began = time.perf_counter()
-    photo = read_image(source)
+    max_pixels = options.max_pixels or DEFAULT_MAX_PIXELS
+    photo = read_image(source, max_pixels=max_pixels)
     read_ms = _since_ms(began)
     console.notes(str(source), photo.notes)
     height, width = photo.pixels.shape[:2]
@@ -38,10 +40,10 @@ def demo(options: Namespace, console: Console) -> int:
     began = time.perf_counter()
     with load_codec(options) as codec:
         start_ms = _since_ms(began)
-        data = codec.encode(photo.pixels)
+        data = codec.encode(photo.pixels, max_pixels=max_pixels)
         encode_ms = {**codec.timings_ms, "read image": read_ms}
         codec.close()  # a decoder is another machine: it loads its engines itself
-        image = codec.decode(data, steps=options.steps, max_pixels=height * width)
+        image = codec.decode(data, steps=options.steps, max_pixels=max_pixels)
         decode_ms = codec.timings_ms
     decoded: NDArray[np.uint8] = np.asarray(image)
     began = time.perf_counter()

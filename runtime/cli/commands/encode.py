@@ -19,21 +19,22 @@ from percoedge.runtime.files import atomic_write
 
 __all__ = ["encode"]
 
-_IMAGE_SUFFIXES = (
-    *(".avif", ".bmp", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".jxl"),
-    *(".pdf", ".png", ".psd", ".svg", ".tif", ".tiff", ".webp"),
-)
+# Of files that are not images to percoedge, but must not be taken for the name of a stream.
+_OTHER_SUFFIXES = (".bmp", ".dng", ".gif", ".pdf", ".psd", ".svg", ".tif", ".tiff")
 
 
 def encode(options: Namespace, console: Console) -> int:
     """Encode a photo to a stream; returns the exit code."""
     output = output_name(options.output, options.input, ".pco")
-    if options.output and Path(output).suffix.lower() in _IMAGE_SUFFIXES:  # encode *.jpg
-        raise UsageError(f"expected a name that ends in .pco for a stream, got {output!r}")
-    from percoedge.runtime.images import read_image
+    from percoedge.bitstream.container import DEFAULT_MAX_PIXELS
+    from percoedge.runtime.images import READ_SUFFIXES, read_image
 
+    refused = (*READ_SUFFIXES, *_OTHER_SUFFIXES)
+    if options.output and Path(output).suffix.lower() in refused:  # encode *.jpg
+        raise UsageError(f"expected a name that ends in .pco for a stream, got {output!r}")
+    max_pixels = options.max_pixels or DEFAULT_MAX_PIXELS
     began = time.perf_counter()
-    photo = read_image(options.input)
+    photo = read_image(options.input, max_pixels=max_pixels)
     read_ms = (time.perf_counter() - began) * 1000
     console.notes(shown_name(options.input, "standard input"), photo.notes)
     with load_codec(options) as codec:
@@ -44,6 +45,7 @@ def encode(options: Namespace, console: Console) -> int:
             passes=options.passes,
             seed=options.seed,
             bare=options.bare,
+            max_pixels=max_pixels,
         )
         timings_ms = {**codec.timings_ms, "read image": read_ms}
     atomic_write(output, data)

@@ -21,22 +21,20 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from percoedge.bitstream.container import MAX_STREAM_BYTES
+from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.bundle.manifest import encode_manifest
 from percoedge.engines.processors import usable_processors
 from percoedge.engines.selection import select
 from percoedge.errors import InputError, OutputError, UsageError
-from percoedge.runtime.cli.commands.decode import SUFFIX_OF
 from percoedge.runtime.cli.console import Console
 from percoedge.runtime.cli.folder_record import FolderRecord, State
 from percoedge.runtime.cli.folder_run import FolderRun, writing
-from percoedge.runtime.codec import DEFAULT_MAX_PIXELS, Codec
+from percoedge.runtime.codec import Codec
 from percoedge.runtime.files import STANDARD_STREAM, atomic_write, read_bytes
-from percoedge.runtime.images import format_of, write_image
+from percoedge.runtime.images import format_of, suffix_of, write_image
 from percoedge.runtime.settings import Settings
 
 __all__ = ["REPORT_NAME", "decode_folder"]
@@ -58,7 +56,7 @@ def decode_folder(options: Namespace, console: Console) -> int:
     """
     source, target = Path(options.input), _output_folder(options)
     kind = format_of(STANDARD_STREAM, options.format)
-    outputs, clashes = _named_outputs(source, SUFFIX_OF[kind])
+    outputs, clashes = _named_outputs(source, suffix_of(kind))
     bundle = Bundle.open(options.bundle)
     settings = Settings(bundle, options.steps, options.guidance, options.seed)  # checked once
     jobs, threads = _division(options)
@@ -157,7 +155,7 @@ class _Work:
     def _written(self, image: Image.Image) -> bytes:
         buffer = BytesIO()
         try:
-            write_image(np.asarray(image), buffer, self.kind)
+            write_image(image, buffer, self.kind)
         except OutputError as error:  # this one only: an image too large for the format
             raise InputError(str(error)) from error
         return buffer.getvalue()

@@ -42,7 +42,7 @@ class TestBadInput:
         ("contents", "words"),
         [
             (b"", "got nothing"),
-            (b"GIF89a and so on", "is no image"),
+            (b"GIF89a and so on", "got GIF"),
             (b"\x89PNG\r\n\x1a\n\0\0", "photo.png"),
         ],
     )
@@ -79,6 +79,15 @@ class TestBadInput:
 
     def test_too_many_pixels(self, run: Run, pco: Path) -> None:
         assert_refused(run("decode", pco, "-o", "out.png", "--max-pixels", 1999), 3, "--max-pixels")
+
+    @pytest.mark.parametrize("command", ["encode", "demo"])
+    def test_too_many_pixels_to_encode(self, run: Run, photo: Path, command: str) -> None:
+        output = "out.pco" if command == "encode" else "out.png"
+        options = (photo, "-o", output, "--max-pixels")
+        assert_refused(run(command, *options, 1999), 3, "--max-pixels")
+        assert not Path(output).exists()
+        assert run(command, *options, 2000).code == 0
+        Path(output).unlink()
 
 
 class TestBrokenEngine:
