@@ -45,7 +45,7 @@ def encode_photo(case: Case) -> bytes:
     with Codec.load(
         case.bundle, case.backend, threads=case.threads, low_memory=case.low_memory
     ) as codec:
-        return codec.encode(resized)
+        return codec.encode(resized, max_pixels=MAX_SIDE**2)
 
 
 def measure(case: Case, limits: Limits, stream: bytes) -> dict[str, Any]:
