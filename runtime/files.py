@@ -7,6 +7,7 @@ This module knows nothing of images or streams.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
