@@ -11,6 +11,7 @@ import binascii
 from dataclasses import dataclass
 from typing import Final
 
+from percoedge.arguments import expect_int, expect_number, expect_text
 from percoedge.bitstream.captions import MAX_CAPTION_BYTES, pack_caption, unpack_caption
 from percoedge.bitstream.schedules import SCHEDULES, pass_count
 from percoedge.errors import StreamError, UsageError
@@ -18,6 +19,7 @@ from percoedge.errors import StreamError, UsageError
 __all__ = [
     "DEFAULT_MAX_PIXELS",
     "FINGERPRINT_BYTES",
+    "MAX_SEED",
     "MAX_SIDE",
     "MAX_STREAM_BYTES",
     "Header",
@@ -36,6 +38,8 @@ DEFAULT_MAX_PIXELS: Final = 1 << 26
 Photos of 24, 48 and 61 megapixels are below, and what they need in memory fits a small computer. A
 stream of 14 bytes or a PNG of 33 kB may announce 2**28 pixels, which does not.
 """
+
+MAX_SEED: Final = (1 << 32) - 1
 
 FINGERPRINT_BYTES: Final = 4
 
@@ -123,17 +127,18 @@ def pack(header: Header, tokens: bytes, fingerprint: bytes | None) -> bytes:
     """
     if tokens[-1:] == b"\0":
         raise UsageError("expected tokens from TokenEncoder.finish(); got a zero byte at their end")
-    _expect_int("width", header.width, 1, MAX_SIDE)
-    _expect_int("height", header.height, 1, MAX_SIDE)
-    if len(tokens) > max_token_bytes(header.width, header.height):
+    width = expect_int("width", header.width, 1, MAX_SIDE)
+    height = expect_int("height", header.height, 1, MAX_SIDE)
+    if len(tokens) > max_token_bytes(width, height):
         raise UsageError(
-            f"expected at most {max_token_bytes(header.width, header.height)} bytes of tokens for "
-            f"{header.width}x{header.height} pixels; got {len(tokens)}"
+            f"expected at most {max_token_bytes(width, height)} bytes of tokens for "
+            f"{width}x{height} pixels; got {len(tokens)}"
         )
     options = _pack_options(header)
-    caption = pack_caption(header.caption) if header.caption else b""
+    text = expect_text("caption", header.caption)
+    caption = pack_caption(text) if text else b""
     flags = (_HAS_OPTIONS if options else 0) | (_HAS_CAPTION if caption else 0)
-    size = (header.width - 1) << 18 | (header.height - 1) << 4 | flags
+    size = (width - 1) << 18 | (height - 1) << 4 | flags
     body = size.to_bytes(_SIZE_BYTES, "big") + options + caption + tokens
     if fingerprint is None:
         return body
@@ -248,16 +253,17 @@ def _pack_options(header: Header) -> bytes:
         fields += bytes([SCHEDULES.index(header.schedule)])
     if header.passes_sent is not None:
         presence |= _PASSES
-        fields += bytes([_expect_int("passes_sent", header.passes_sent, 1, passes_limit)])
+        fields += bytes([expect_int("passes_sent", header.passes_sent, 1, passes_limit)])
     if header.seed is not None:
         presence |= _SEED
-        fields += _expect_int("seed", header.seed, 0, 0xFFFFFFFF).to_bytes(4, "big")
+        fields += expect_int("seed", header.seed, 0, MAX_SEED).to_bytes(4, "big")
     if header.steps is not None:
         presence |= _STEPS
-        fields += bytes([_expect_int("steps", header.steps, 1, 255)])
+        fields += bytes([expect_int("steps", header.steps, 1, 255)])
     if header.guidance is not None:
-        units = header.guidance * _GUIDANCE_UNITS
-        if not 0 <= units <= 255 or units != int(units):
+        units = expect_number("guidance", header.guidance, 0, 255 / _GUIDANCE_UNITS)
+        units *= _GUIDANCE_UNITS
+        if units != int(units):
             raise UsageError(
                 f"expected a guidance of 0..15.9375 in steps of 1/16; got {header.guidance}: "
                 "round it"
@@ -302,9 +308,3 @@ def _take(data: bytes, at: int, n_bytes: int, what: str) -> bytes:
     if len(part) != n_bytes:
         raise StreamError(f"expected {n_bytes} bytes of {what}; got {len(part)}: the stream is cut")
     return part
-
-
-def _expect_int(name: str, value: int, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UsageError(f"expected {name} to be an integer {low}..{high}; got {value!r}")
-    return value

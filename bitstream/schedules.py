@@ -71,7 +71,7 @@ def pass_count(name: str) -> int:
 
     `name` is one of `SCHEDULES`. Raises UsageError for any other.
     """
-    if name not in _PASS_COUNTS:
+    if not isinstance(name, str) or name not in _PASS_COUNTS:
         raise UsageError(
             f"expected a schedule out of {', '.join(SCHEDULES)}; got {name!r}: choose one of these"
         )

@@ -7,6 +7,7 @@ here and in the graph is in integers, so every machine decodes the same tokens.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,16 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from percoedge.bitstream.rangecoder import CutDecoder, TokenDecoder, TokenEncoder
-from percoedge.bitstream.schedules import pass_count, passes
+from percoedge.bitstream.schedules import pass_count, pass_table, passes
 from percoedge.engines.contract import Engine
+from percoedge.errors import StreamError, UsageError
+from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.tiles import Tile, grid_tiles
 
-__all__ = ["DecodedTokens", "EntropyCodec"]
+__all__ = ["DecodedTokens", "EntropyCodec", "Tokens", "entropy_codec"]
 
 Tokens = NDArray[np.int32]
 
 # Second half of Philox's 128-bit key: sampled tokens and the noise of the flow share no bits.
 _SAMPLING_STREAM = 1 << 64
+
+# Zero bytes put back at the end, to see whether a stream is whole (FORMAT.md, section 8).
+_TRIMMED = b"\0" * 4
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class EntropyCodec:
         """Code the first ``passes_sent`` passes (None: all) of a grid (h,w)."""
         coder = TokenEncoder()
         state = np.full_like(tokens, self._size)
-        for _, tile, cells in self._passes(tokens.shape, schedule, passes_sent):
+        for tile, cells in self._passes(tokens.shape, schedule, passes_sent):
             view, target = state[tile.slices], tokens[tile.slices]
             symbols = target.ravel()[cells]
             coder.encode(symbols, self._weights(schedule, view[None], cells)[0])
@@ -66,7 +72,7 @@ class EntropyCodec:
         """
         coders = [TokenDecoder(data) for data in streams]
         state = np.full((len(streams), *shape), self._size, np.int32)
-        for _, tile, cells in self._passes(shape, schedule, None):
+        for tile, cells in self._passes(shape, schedule, None):
             view = state[:, tile.slices[0], tile.slices[1]]
             weights = self._weights(schedule, view, cells)
             rows, columns = np.unravel_index(cells, tile.shape)
@@ -83,16 +89,18 @@ class EntropyCodec:
         schedule: str,
         *,
         passes_sent: int | None = None,
-        cut: bool = False,
+        cut: bool | None = False,
         seed: int = 0,
     ) -> Tokens:
         """Decode a grid (h,w) of which a part is missing: that part is sampled from the model.
 
-        ``passes_sent``: how many passes the stream holds. ``cut``: the bytes may end early; tokens
-        that they do not settle are sampled. Sampling draws from ``seed`` with integers only, so it
-        too is the same everywhere. Raises StreamError for bytes that no encoder makes.
+        ``passes_sent``: how many passes the stream holds. ``cut``: whether the bytes end early;
+        tokens that they do not settle are sampled. None where nobody knows: then the bytes are
+        whole if they can be (FORMAT.md, section 8), which takes a second decode if they cannot.
+        Sampling draws from ``seed`` with integers only, so it too is the same everywhere. Raises
+        StreamError for bytes that no encoder makes.
         """
-        *_, (state, _) = self._read(data, shape, schedule, passes_sent, cut)
+        state = self._read(data, shape, schedule, passes_sent, cut)
         return self._completed(state, schedule, seed)
 
     def decode_progressive(
@@ -102,44 +110,86 @@ class EntropyCodec:
         schedule: str,
         *,
         passes_sent: int | None = None,
-        cut: bool = False,
+        cut: bool | None = False,
         seed: int = 0,
     ) -> Iterator[DecodedTokens]:
-        """Yield the grid after each pass that reads tokens, those not yet read sampled.
+        """Yield the grid after each pass that reads tokens, those of later passes sampled.
 
-        The arguments are those of ``decode_partial``, whose result is the last grid yielded.
+        The arguments are those of ``decode_partial``, whose result is the last grid yielded. All
+        that the stream holds is read first.
         """
-        for state, known in self._read(data, shape, schedule, passes_sent, cut):
-            yield DecodedTokens(self._completed(state, schedule, seed), known)
+        state = self._read(data, shape, schedule, passes_sent, cut)
+        numbers = np.empty(shape, np.uint8)
+        for tile in grid_tiles(*shape, self._tile):
+            numbers[tile.slices] = pass_table(schedule, *tile.shape)
+        numbers_read = numbers[state != self._size]
+        for number in np.unique(numbers_read) if len(numbers_read) else [0]:
+            seen = np.where(numbers <= number, state, self._size).astype(np.int32)
+            known = int((seen != self._size).sum())
+            yield DecodedTokens(self._completed(seen, schedule, seed), known)
 
     def _read(
-        self, data: bytes, shape: tuple[int, int], schedule: str, passes_sent: int | None, cut: bool
-    ) -> Iterator[tuple[Tokens, int]]:
-        """Yield the grid, MASK where not read, and the count of tokens read, as that count rises.
-
-        It is one array throughout, and yielded once at least.
-        """
-        coder = CutDecoder(data) if cut else TokenDecoder(data)
+        self,
+        data: bytes,
+        shape: tuple[int, int],
+        schedule: str,
+        passes_sent: int | None,
+        cut: bool | None,
+    ) -> Tokens:
+        """The grid (h,w) that a stream holds, MASK where it holds nothing."""
+        if cut is None:
+            whole = self._read_if_whole(data, shape, schedule, passes_sent)
+            if whole is not None:
+                return whole
+        coder = CutDecoder(data) if cut is not False else TokenDecoder(data)
         state = np.full(shape, self._size, np.int32)
-        current = known = told = 0
-        for number, tile, cells in self._passes(shape, schedule, passes_sent):
-            if number != current and known > told:
-                yield state, known
-                told = known
-            current = number
-            view = state[tile.slices]
-            weights = self._weights(schedule, view[None], cells)[0]
-            weights = np.broadcast_to(weights, (len(cells), self._size))
+        for view, cells, weights in self._contexts(state, schedule, passes_sent):
             if isinstance(coder, CutDecoder):
                 symbols, certain = coder.decode(weights)
             else:
                 symbols, certain = coder.decode(weights), len(cells)
             view[np.unravel_index(cells, view.shape)] = symbols
-            known += certain
             if certain < len(cells):
                 break
-        if known > told or not known:
-            yield state, known
+        return state
+
+    def _read_if_whole(
+        self, data: bytes, shape: tuple[int, int], schedule: str, passes_sent: int | None
+    ) -> Tokens | None:
+        """The grid of a stream if nothing speaks against its being whole, else None.
+
+        The rule is that of FORMAT.md, section 8.
+        """
+        if data.endswith(b"\0"):
+            return None
+        coder, proof = TokenDecoder(data), CutDecoder(data + _TRIMMED)
+        run: set[int] = (
+            set()
+        )  # what tokens that are not settled are: one and the same, or it is cut
+        state = np.full(shape, self._size, np.int32)
+        for view, cells, weights in self._contexts(state, schedule, passes_sent):
+            try:
+                symbols = coder.decode(weights)
+                _, settled = proof.decode(weights)
+            except StreamError:
+                return None
+            run.update(symbols[settled:].tolist())
+            if len(run) > 1 or (run and not data):
+                return None
+            view[np.unravel_index(cells, view.shape)] = symbols
+        return state
+
+    def _contexts(
+        self, state: Tokens, schedule: str, passes_sent: int | None
+    ) -> Iterator[tuple[Tokens, NDArray[np.int32], NDArray[np.int32]]]:
+        """For each pass and tile: view of ``state``, flat cells (p,) in it, weights (p,K) of these.
+
+        The weights see what the caller has written to the views before.
+        """
+        for tile, cells in self._passes(state.shape, schedule, passes_sent):
+            view = state[tile.slices]
+            weights = self._weights(schedule, view[None], cells)[0]
+            yield view, cells, np.broadcast_to(weights, (len(cells), self._size))
 
     def _completed(self, state: Tokens, schedule: str, seed: int) -> Tokens:
         """A copy with every masked token sampled, pass by pass."""
@@ -147,7 +197,7 @@ class EntropyCodec:
         if not (filled == self._size).any():
             return filled
         random = np.random.Philox(key=_SAMPLING_STREAM | seed)
-        for _, tile, cells in self._passes(state.shape, schedule, None):
+        for tile, cells in self._passes(state.shape, schedule, None):
             view = filled[tile.slices]
             missing = cells[view.ravel()[cells] == self._size]
             if not len(missing):
@@ -164,15 +214,15 @@ class EntropyCodec:
 
     def _passes(
         self, shape: tuple[int, ...], schedule: str, sent: int | None
-    ) -> Iterator[tuple[int, Tile, NDArray[np.int32]]]:
-        """Number of the pass, tile, and flat cells in the tile, in coding order; none is empty."""
+    ) -> Iterator[tuple[Tile, NDArray[np.int32]]]:
+        """Tile, and flat cells of a pass in the tile, in coding order; none is empty."""
         tiles = grid_tiles(shape[0], shape[1], self._tile)
         cells_of = {tile.shape: passes(schedule, *tile.shape) for tile in tiles}
         for number in range(pass_count(schedule) if sent is None else sent):
             for tile in tiles:
                 cells = cells_of[tile.shape][number]
                 if len(cells):
-                    yield number, tile, cells
+                    yield tile, cells
 
     def _weights(
         self, schedule: str, tokens: NDArray[np.int32], cells: NDArray[np.int32]
@@ -181,6 +231,15 @@ class EntropyCodec:
         if schedule == "uniform":
             return np.ones((len(tokens), self._size), np.int32)
         if self._engine is None:
-            raise ValueError("expected the entropy engine for every schedule but 'uniform'")
+            raise UsageError("expected the entropy engine for every schedule but 'uniform'")
         feeds = {"tokens": np.ascontiguousarray(tokens), "positions": cells}
         return np.asarray(self._engine.run(feeds)["weights"])
+
+
+@contextlib.contextmanager
+def entropy_codec(engines: EngineSet, schedule: str) -> Iterator[EntropyCodec]:
+    """The codec of a bundle's tokens; "uniform" needs no engine, and none is loaded for it."""
+    codec = engines.bundle.codec
+    use = contextlib.nullcontext() if schedule == "uniform" else engines.use("entropy")
+    with use as engine:
+        yield EntropyCodec(engine, codec.codebook_size, codec.entropy_tile)

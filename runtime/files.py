@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeGuard
 
+from percoedge.arguments import shown
 from percoedge.errors import InputError, OutputError, UsageError
 from percoedge.replacing import replacing
 
@@ -82,7 +83,7 @@ def read_bytes(
         data = _drained(source, name, limit_bytes, check_head)
     else:
         raise UsageError(
-            f"expected a path, bytes or a file opened in binary mode, got {type(source).__name__}"
+            f"expected a path, bytes or a file opened in binary mode, got {shown(source)}"
         )
     if len(data) > limit_bytes:
         raise InputError(

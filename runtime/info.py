@@ -10,6 +10,7 @@ from typing import Any
 
 from percoedge.bitstream.container import unpack
 from percoedge.engines.bundle import Bundle
+from percoedge.runtime.settings import schedule_of
 
 __all__ = ["describe", "lines_from_description"]
 
@@ -34,7 +35,7 @@ def describe(
         "height": header.height,
         "bytes": len(data),
         "bpp": round(8 * len(data) / (header.width * header.height), 6),
-        "schedule": header.schedule or (defaults.schedule if defaults else None),
+        "schedule": schedule_of(header, ours) if ours else header.schedule,
         "passes_sent": header.passes_sent or "all",
         "steps": header.steps or (defaults.steps if defaults else None),
         "guidance": guidance,

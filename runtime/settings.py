@@ -1,6 +1,7 @@
 """What a caller chooses, checked against a bundle.
 
-Steps, guidance and seed of a decode are the caller's, else the stream's, else the bundle's.
+Steps, guidance and seed of a decode are the caller's, else the stream's, else the bundle's; the
+schedule is the stream's, else the bundle's.
 """
 
 from __future__ import annotations
@@ -8,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from percoedge.bitstream.container import Stream
+from percoedge.arguments import expect_int, expect_number
+from percoedge.bitstream.container import MAX_SEED, Header, Stream
 from percoedge.engines.bundle import Bundle
 from percoedge.errors import UsageError
 
-__all__ = ["MAX_GUIDANCE", "MAX_STEPS", "Settings", "chosen_graphs"]
+__all__ = ["MAX_GUIDANCE", "MAX_STEPS", "Settings", "chosen_graphs", "schedule_of"]
 
 MAX_STEPS = 255
 MAX_GUIDANCE = 16.0
-_MAX_SEED = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Settings:
     """What a caller asks of a decode; None leaves it to the stream and then to the bundle.
 
     ``steps`` 1..255, ``guidance`` 0..16 (1 is none; others need a bundle with a guided flow graph),
-    ``seed`` 0..2^32-1. Raises UsageError.
+    ``seed`` 0..2^32-1; numbers of numpy will do. Raises UsageError.
     """
 
     bundle: Bundle
@@ -33,9 +34,13 @@ class Settings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _expect("steps", self.steps, int, 1, MAX_STEPS)
-        _expect("guidance", self.guidance, (int, float), 0, MAX_GUIDANCE)
-        _expect("seed", self.seed, int, 0, _MAX_SEED)
+        if self.steps is not None:
+            object.__setattr__(self, "steps", expect_int("steps", self.steps, 1, MAX_STEPS))
+        if self.guidance is not None:
+            guidance = expect_number("guidance", self.guidance, 0, MAX_GUIDANCE)
+            object.__setattr__(self, "guidance", guidance)
+        if self.seed is not None:
+            object.__setattr__(self, "seed", expect_int("seed", self.seed, 0, MAX_SEED))
         if self.guidance not in (None, 1) and not self._guided:
             raise UsageError(
                 f"expected guidance 1, for bundle {self.bundle.name!r} has no guided flow graph, "
@@ -51,8 +56,8 @@ class Settings:
 
         A stream's guidance is a hint: a bundle without a guided graph passes over it.
         """
-        wishes = (self.guidance, stream.header.guidance, self.bundle.codec.guidance)
-        strength = next(wish for wish in wishes if wish is not None)
+        choices = (self.guidance, stream.header.guidance, self.bundle.codec.guidance)
+        strength = next(choice for choice in choices if choice is not None)
         return strength if self._guided and strength != 1 else None
 
     def seed_for(self, stream: Stream) -> int:
@@ -64,24 +69,18 @@ class Settings:
         return "flow_guided" in self.bundle.kinds
 
 
-def _expect(
-    name: str, value: float | None, kind: type | tuple[type, ...], low: float, high: float
-) -> None:
-    """Raise UsageError unless ``value`` is None or a number of that kind in low..high."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-        wanted = "an integer of" if kind is int else "a number of"
-        raise UsageError(f"expected {name} to be {wanted} {low} to {high}, got {value!r}")
+def schedule_of(header: Header, bundle: Bundle) -> str:
+    """Name of the schedule that a stream's tokens are coded in: the header's, else the bundle's."""
+    return header.schedule or bundle.codec.schedule
 
 
 def chosen_graphs(bundle: Bundle, names: Sequence[str] | None) -> tuple[str, ...]:
     """Names of graphs, each once; all of the bundle where none are given. Raises UsageError."""
     kinds = tuple(dict.fromkeys(names or bundle.kinds))
-    strangers = [kind for kind in kinds if kind not in bundle.kinds]
-    if strangers:
+    unknown = [kind for kind in kinds if kind not in bundle.kinds]
+    if unknown:
         raise UsageError(
-            f"expected graphs of {', '.join(bundle.kinds)}, got {', '.join(strangers)}; "
+            f"expected graphs of {', '.join(bundle.kinds)}, got {', '.join(unknown)}; "
             "name some of these with --graph, or leave it out for all of them"
         )
     return kinds

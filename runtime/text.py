@@ -1,7 +1,7 @@
 """Captions as a condition of the flow: token ids, then the text towers of the bundle.
 
-What a caption becomes is all in the bundle: a tokenizer beside each tower, told by the export how
-far to pad and cut, and a graph that joins what the towers give. Here buffers are passed on.
+What a caption becomes is all in the bundle: a tokenizer beside each tower, in which the export
+set how far to pad and cut, and a graph that joins what the towers give. Here buffers are passed on.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class TextConditioner:
         when a file of the bundle does not serve.
         """
         bundle = self._engines.bundle
-        told: list[dict[str, Buffer]] = [{} for _ in parts]
+        conditions: list[dict[str, Buffer]] = [{} for _ in parts]
         if not bundle.codec.captions_condition:
-            return told
+            return conditions
         for kind in bundle.manifest.tokenizers:
-            with self._engines.timed("text"):
+            with self._engines.clock.timed("text"):
                 ids = [self._ids(kind, captions) for captions in parts]
-            with self._engines.use(kind) as engine, self._engines.timed("text"):
-                for feeds, rows in zip(told, ids, strict=True):
+            with self._engines.use(kind) as engine, self._engines.clock.timed("text"):
+                for feeds, rows in zip(conditions, ids, strict=True):
                     feeds |= engine.run({"ids": rows}, on_device=True)
-        with self._engines.use("text_join") as engine, self._engines.timed("text"):
-            return [engine.run(feeds, on_device=True) for feeds in told]
+        with self._engines.use("text_join") as engine, self._engines.clock.timed("text"):
+            return [engine.run(feeds, on_device=True) for feeds in conditions]
 
     def _ids(self, kind: str, captions: Sequence[str]) -> NDArray[np.int32]:
         """Token ids (n,l) of captions, each padded or cut to the length that a tower takes."""

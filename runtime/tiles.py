@@ -1,6 +1,6 @@
 """Cutting grids into tiles: side by side for the entropy model, overlapping for float graphs.
 
-All sizes are in cells of some grid; this module knows neither tokens nor pixels.
+All sizes are in cells of some grid; nothing here knows what they hold.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Tile", "context_tiles", "grid_tiles", "overlapping_tiles", "ramp"]
+__all__ = ["Tile", "context_tiles", "grid_of", "grid_tiles", "overlapping_tiles", "ramp"]
 
 _SIDE_STEP = 4
 
@@ -26,6 +26,7 @@ class Tile:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Height and width in cells."""
         return self.bottom - self.top, self.right - self.left
 
     def scaled(self, factor: int) -> tuple[slice, slice]:
@@ -39,6 +40,11 @@ class Tile:
     def slices(self) -> tuple[slice, slice]:
         """Row and column slices in this grid."""
         return self.scaled(1)
+
+
+def grid_of(height: int, width: int, stride: int) -> tuple[int, int]:
+    """Rows and columns of the cells that cover an area, ``stride`` a side."""
+    return -(-height // stride), -(-width // stride)
 
 
 def grid_tiles(height: int, width: int, side: int) -> list[Tile]:

@@ -12,7 +12,9 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from percoedge.arguments import shown
 from percoedge.bundles import shipped_bundles
 from percoedge.engines import memory
 from percoedge.engines.bundle.manifest import (
@@ -26,7 +28,7 @@ from percoedge.engines.bundle.manifest import (
 )
 from percoedge.engines.bundle.storage import Storage, open_storage
 from percoedge.engines.contract import GraphSource, TensorSpec, digest_of_hashes
-from percoedge.errors import BundleError
+from percoedge.errors import BundleError, UsageError
 
 __all__ = ["Bundle", "StoredGraph"]
 
@@ -46,8 +48,11 @@ class Bundle:
         """Open a shipped bundle by its name ("tiny"), or a directory, or a .zip of one.
 
         A shipped name wins over a directory of that name in the working directory: write "./tiny"
-        for the latter. Raises BundleError when it is missing, malformed or unsafe.
+        for the latter. Raises BundleError when it is missing, malformed or unsafe, and UsageError
+        for what is no name or path.
         """
+        if not isinstance(name_or_path, (str, os.PathLike)):
+            raise UsageError(f"expected the name or path of a bundle, got {shown(name_or_path)}")
         shipped = shipped_bundles()
         path = Path(name_or_path)
         if isinstance(name_or_path, str) and name_or_path in shipped:
@@ -68,12 +73,19 @@ class Bundle:
             data = file.read(MAX_MANIFEST_BYTES)
         return cls(decode_manifest(data, f"{path}/{MANIFEST_NAME}"), storage, path)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it was opened with: a shipped bundle's name, else its path."""
+        names = (name for name, path in shipped_bundles().items() if path == self.path)
+        return Bundle.open, (next(names, self.path.absolute()),)
+
     @property
     def name(self) -> str:
+        """The name in the manifest."""
         return self.manifest.name
 
     @property
     def codec(self) -> CodecConstants:
+        """The constants of the codec that the graphs were exported for."""
         return self.manifest.codec
 
     @property

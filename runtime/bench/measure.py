@@ -29,8 +29,8 @@ from percoedge.runtime.bench.meters import DeviceMemory, find_meter, peak_host_b
 from percoedge.runtime.bench.probe import Call, Layout, Probe, stages_of
 from percoedge.runtime.bench.rates import graph_runs
 from percoedge.runtime.codec import Codec
+from percoedge.runtime.decoding import batch_parts
 from percoedge.runtime.images import write_image
-from percoedge.runtime.rendering import batch_parts
 
 __all__ = ["encode_photo", "measure", "measure_on"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from percoedge.bitstream.schedules import pass_count, passes
 from percoedge.engines.contract import Backend, Buffer, Engine, Graph, TensorSpec, check_tensors
 from percoedge.engines.tensorrt.library import LIBRARIES
-from percoedge.runtime.ranges import named_range
+from percoedge.runtime.clock import named_range
 from percoedge.runtime.tiles import grid_tiles
 
 __all__ = ["Call", "Layout", "Probe", "stages_of"]

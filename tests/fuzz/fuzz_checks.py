@@ -273,7 +273,7 @@ class Target:
                 _grid(stream.header),
                 schedule,
                 passes_sent=sent,
-                cut=cut,
+                cut=None if cut else False,  # as for a stream without checksum
                 seed=stream.seed,
             )
         )

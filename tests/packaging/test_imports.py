@@ -85,3 +85,20 @@ def test_names_cost_nothing_until_used(module: str) -> None:
 def test_version_is_a_plain_string() -> None:
     version = run("import percoedge; print(percoedge.__version__)").strip()
     assert version.count(".") == 2
+
+
+PUBLIC = """
+    BackendError Bundle BundleError BundleMismatchError Codec EngineError ImageError InputError
+    OutputError PercoedgeError ProgressiveImage StreamError UsageError __version__
+"""
+
+
+def test_public_names_are_frozen() -> None:
+    """Whoever adds a name promises to keep it; whoever takes one away breaks a user's program."""
+    code = "import percoedge; print(*percoedge.__all__)"
+    assert run(code).split() == PUBLIC.split()
+    run("from percoedge import *; Codec.load, Bundle.open, ProgressiveImage, UsageError")
+    errors = (
+        "import percoedge, percoedge.errors as e; print(*sorted({*e.__all__} - {*dir(percoedge)}))"
+    )
+    assert run(errors).split() == []

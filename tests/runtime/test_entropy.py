@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from percoedge.bitstream.schedules import SCHEDULES, pass_count, passes
 from percoedge.engines.contract import TensorSpec
 from percoedge.engines.fake import FakeEngine
-from percoedge.errors import StreamError
+from percoedge.errors import StreamError, UsageError
 from percoedge.runtime.entropy import EntropyCodec
 from percoedge.runtime.tiles import grid_tiles
 
@@ -93,7 +93,7 @@ def test_uniform_needs_no_model() -> None:
     data = coder.encode(tokens, "uniform")
     assert len(data) == -(-tokens.size * 6 // 8)  # 6 bits a token
     np.testing.assert_array_equal(coder.decode([data], (3, 5), "uniform")[0], tokens)
-    with pytest.raises(ValueError, match="entropy engine"):
+    with pytest.raises(UsageError, match="entropy engine"):
         coder.encode(tokens, "checkerboard")
 
 
@@ -169,6 +169,35 @@ def test_a_cut_stream_gives_true_tokens_up_to_the_cut(coder: EntropyCodec, sched
         again = coder.decode_partial(data[:size], (5, 6), schedule, cut=True)
         np.testing.assert_array_equal(again, last.tokens)
     assert known_before >= tokens.size - 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), height=st.integers(1, 12), width=st.integers(1, 12))
+def test_what_nobody_knows_to_be_whole_decodes_whole_if_it_is(
+    fakes: Any, data: st.DataObject, height: int, width: int
+) -> None:
+    """Runs of one token too, for which an encoder needs no bytes."""
+    schedule = data.draw(st.sampled_from(SCHEDULES))
+    tokens = grid(height, width, seed=data.draw(st.integers(0, 999)))
+    last = data.draw(st.sampled_from([0, 1, 21, 32, 42, 63]))
+    order = list(coding_order(height, width, schedule))
+    for _, row, column in order[data.draw(st.integers(0, len(order))) :]:
+        tokens[row, column] = last
+    coder = EntropyCodec(fakes.engine("entropy"), fakes.K, TILE)
+    stream = coder.encode(tokens, schedule)
+    decoded = coder.decode_partial(stream, tokens.shape, schedule, cut=None)
+    if stream:
+        np.testing.assert_array_equal(decoded, tokens)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_what_lacks_more_than_a_word_is_cut(coder: EntropyCodec, schedule: str) -> None:
+    tokens = grid(5, 6)
+    stream = coder.encode(tokens, schedule)
+    for size in range(len(stream) - 8):
+        args = (stream[:size], (5, 6), schedule)
+        unknown = coder.decode_partial(*args, cut=None, seed=3)
+        np.testing.assert_array_equal(unknown, coder.decode_partial(*args, cut=True, seed=3))
 
 
 def test_progress_rises_pass_by_pass(coder: EntropyCodec) -> None:

@@ -1,4 +1,4 @@
-"""The caller's wish beats the stream's, and that the bundle's; wishes out of range are refused."""
+"""A caller's choice beats the stream's, and that the bundle's; each has its range."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_guidance(make_bundle: Callable[..., Bundle]) -> None:
     assert Settings(bundle).guidance_for(stream(guidance=1.0)) is None
 
 
-def test_without_a_guided_graph_hints_are_passed_over_and_wishes_refused(
+def test_without_a_guided_graph_hints_are_passed_over_and_arguments_refused(
     make_bundle: Callable[..., Bundle],
 ) -> None:
     bundle = make_bundle("flow", guidance=3.0)
@@ -50,16 +50,16 @@ def test_without_a_guided_graph_hints_are_passed_over_and_wishes_refused(
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "choice",
     [
         *({"steps": value} for value in (0, -1, 256, 2.5, True, "4")),
         *({"seed": value} for value in (-1, 1 << 32, 0.5, False)),
         *({"guidance": value} for value in (-0.5, 16.5, float("nan"), float("inf"), True, "2")),
     ],
 )
-def test_wishes_out_of_range(wish: dict[str, Any], guided_bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match=f"expected {next(iter(wish))}"):
-        Settings(guided_bundle, **wish)
+def test_arguments_out_of_range(choice: dict[str, Any], guided_bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match=f"expected {next(iter(choice))}"):
+        Settings(guided_bundle, **choice)
 
 
 def test_the_ends_of_the_ranges_are_inside(guided_bundle: Bundle) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from percoedge.engines.bundle import Bundle
-from percoedge.runtime import ranges
+from percoedge.runtime import clock
 from percoedge.runtime.bench.case import Case
 
 
@@ -49,7 +49,7 @@ def test_a_batch_counts_its_images(fake_bundle: Bundle, measured: Any) -> None:
 def test_a_batch_in_parts_has_the_stages_of_one(
     fake_bundle: Bundle, measured: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("percoedge.runtime.rendering.BATCH_PIXELS", 1)
+    monkeypatch.setattr("percoedge.runtime.decoding.BATCH_PIXELS", 1)
     whole, parts = (
         measured(fake_bundle, Case("fake", "auto", 30, 20, batch, 3, None)) for batch in (1, 3)
     )
@@ -82,10 +82,10 @@ def test_profilers_see_the_stages(
         def __exit__(self, *_: object) -> None: ...
 
     monkeypatch.setitem(sys.modules, "nvtx", SimpleNamespace(annotate=Annotate))
-    ranges._maker.cache_clear()
+    clock._maker.cache_clear()
     try:
         measured(fake_bundle)
     finally:
-        ranges._maker.cache_clear()
+        clock._maker.cache_clear()
     stages = {"percoedge: container", "percoedge: flow", "percoedge: entropy"}
     assert stages <= set(seen)

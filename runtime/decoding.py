@@ -1,0 +1,215 @@
+"""From streams to images: container, tokens, then noise, flow and decoder for a batch of them.
+
+Every stage goes through the whole batch before the next one begins, so that engines that are freed
+after each stage are loaded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from percoedge.bitstream.container import Stream, unpack
+from percoedge.bitstream.schedules import pass_count
+from percoedge.engines.contract import Buffer
+from percoedge.errors import BundleMismatchError, StreamError
+from percoedge.runtime.engine_set import EngineSet
+from percoedge.runtime.entropy import DecodedTokens, entropy_codec
+from percoedge.runtime.flow import decode_latent, noise, sample
+from percoedge.runtime.settings import Settings, schedule_of
+from percoedge.runtime.tiles import grid_of
+
+__all__ = [
+    "BATCH_PIXELS",
+    "Batch",
+    "batch_parts",
+    "batches",
+    "open_stream",
+    "read_progressive",
+    "read_tokens",
+    "render",
+]
+
+BATCH_PIXELS = 1024 * 1024
+"""Pixels of a batch that go through a graph together, one image at least.
+
+Four images of 512x512 fill a GPU; a CPU is no faster with more than one of them, only with many
+small ones. Beyond this, a larger batch takes longer and no more memory but for its results.
+"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Streams that agree in size, schedule, passes sent and settings.
+
+    ``places``: the index of each among all streams. ``cut``: whether bytes may be missing at their
+    ends; then there is one stream.
+    """
+
+    streams: list[Stream]
+    places: list[int]
+    settings: Settings
+    cut: bool = False
+
+    @property
+    def schedule(self) -> str:
+        """Name of the schedule of their tokens."""
+        return schedule_of(self.streams[0].header, self.settings.bundle)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of their tokens."""
+        header = self.streams[0].header
+        return grid_of(header.height, header.width, self.settings.bundle.codec.stride)
+
+    @property
+    def parts(self) -> list[slice]:
+        """``batch_parts`` of these streams."""
+        rows, columns = self.grid
+        stride = self.settings.bundle.codec.stride
+        return batch_parts(len(self.streams), rows * columns * stride**2)
+
+    @property
+    def captions(self) -> list[list[str]]:
+        """Captions, part by part."""
+        return [[stream.header.caption for stream in self.streams[part]] for part in self.parts]
+
+
+def open_stream(
+    data: bytes, settings: Settings, *, bare: bool, cut: bool, max_pixels: int
+) -> Stream:
+    """Take a stream apart and check that this bundle decodes it.
+
+    Raises StreamError for one that breaks the format, is larger than ``max_pixels`` or has more
+    passes than its schedule, and BundleMismatchError for one of another bundle.
+    """
+    stream = unpack(data, bare=bare, cut=cut)
+    bundle, header = settings.bundle, stream.header
+    if stream.fingerprint is not None and stream.fingerprint != bundle.fingerprint:
+        raise BundleMismatchError(
+            f"expected a stream of bundle {bundle.name!r} ({bundle.fingerprint.hex()}), got one of "
+            f"{stream.fingerprint.hex()}; decode it with the bundle that made it (--bundle)"
+        )
+    if header.width * header.height > max_pixels:
+        raise StreamError(
+            f"expected an image of at most {max_pixels} pixels, got {header.width}x"
+            f"{header.height}; allow more with max_pixels (--max-pixels) if you trust the file"
+        )
+    schedule = schedule_of(header, bundle)
+    if (header.passes_sent or 1) > pass_count(schedule):
+        raise StreamError(
+            f"expected at most {pass_count(schedule)} passes of schedule {schedule!r}, got "
+            f"{header.passes_sent}; the stream is damaged"
+        )
+    return stream
+
+
+def batches(streams: Sequence[Stream], settings: Settings) -> list[Batch]:
+    """Whole streams in batches of those that agree."""
+    groups: dict[object, list[int]] = {}
+    for index, stream in enumerate(streams):
+        header = stream.header
+        size = (header.width, header.height)
+        key = (size, header.schedule, header.passes_sent, header.steps, header.guidance)
+        groups.setdefault(key, []).append(index)
+    return [
+        Batch([streams[index] for index in places], places, settings) for places in groups.values()
+    ]
+
+
+def batch_parts(count: int, pixels: int) -> list[slice]:
+    """Slices of ``count`` images of so many pixels that go through a graph together."""
+    together = max(1, BATCH_PIXELS // pixels)
+    return [slice(first, first + together) for first in range(0, count, together)]
+
+
+def read_tokens(engines: EngineSet, batch: Batch) -> NDArray[np.int32]:
+    """Tokens int32 (n,h,w), sampled where they are not in the stream. Raises StreamError."""
+    grid, schedule = batch.grid, batch.schedule
+    passes_sent, cut = batch.streams[0].header.passes_sent, _cut(batch)
+    with entropy_codec(engines, schedule) as coder, engines.clock.timed("entropy decoding"):
+        if passes_sent is None and cut is False:
+            data = [stream.tokens for stream in batch.streams]
+            return np.concatenate(
+                [coder.decode(data[part], grid, schedule) for part in batch.parts]
+            )
+        return np.stack(
+            [
+                coder.decode_partial(
+                    stream.tokens,
+                    grid,
+                    schedule,
+                    passes_sent=passes_sent,
+                    cut=cut,
+                    seed=batch.settings.seed_for(stream),
+                )
+                for stream in batch.streams
+            ]
+        )
+
+
+def read_progressive(engines: EngineSet, batch: Batch) -> Iterator[DecodedTokens]:
+    """The grid (h,w) of one stream after each of its passes. Raises StreamError."""
+    (stream,), schedule = batch.streams, batch.schedule
+    with entropy_codec(engines, schedule) as coder:
+        yield from coder.decode_progressive(
+            stream.tokens,
+            batch.grid,
+            schedule,
+            passes_sent=stream.header.passes_sent,
+            cut=_cut(batch),
+            seed=batch.settings.seed_for(stream),
+        )
+
+
+def _cut(batch: Batch) -> bool | None:
+    """Whether tokens are missing at the end: as the checksum says, None where there is none."""
+    if not batch.cut:
+        return False
+    checksum_ok = batch.streams[0].checksum_ok
+    return None if checksum_ok is None else not checksum_ok
+
+
+def render(
+    engines: EngineSet,
+    batch: Batch,
+    tokens: NDArray[np.int32],
+    conditions: Sequence[Mapping[str, Buffer]],
+) -> list[Image.Image]:
+    """Tokens int32 (n,h,w) -> the images of a batch.
+
+    ``conditions``: what captions become, for each part of it. Raises EngineError.
+    """
+    constants, settings = engines.bundle.codec, batch.settings
+    steps = settings.steps_for(batch.streams[0])
+    guidance = settings.guidance_for(batch.streams[0])
+    cells = constants.stride // constants.latent_stride
+    height, width = (side * cells for side in tokens.shape[1:])
+    clock, parts = engines.clock, batch.parts
+    latents: list[Buffer] = []
+    with engines.use("flow" if guidance is None else "flow_guided") as engine:
+        for part, condition in zip(parts, conditions, strict=True):
+            with clock.timed("noise"):
+                seeds = [settings.seed_for(stream) for stream in batch.streams[part]]
+                start = np.stack(
+                    [noise(seed, constants.latent_channels, height, width) for seed in seeds]
+                )
+            with clock.timed("flow"):
+                latents.append(
+                    sample(engine, tokens[part], start, steps, guidance, constants, condition)
+                )
+    images: list[Image.Image] = []
+    with engines.use("decoder") as engine:
+        for part, latent in zip(parts, latents, strict=True):
+            with clock.timed("decoder"):
+                pixels = decode_latent(engine, latent, constants)
+            with clock.timed("image"):
+                images += [
+                    Image.fromarray(image[: stream.header.height, : stream.header.width])
+                    for image, stream in zip(pixels, batch.streams[part], strict=True)
+                ]
+    return images

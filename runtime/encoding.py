@@ -1,0 +1,53 @@
+"""From pixels to a stream: the encoder graph tile by tile, the range coder, the container."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from percoedge.bitstream.container import Header, pack
+from percoedge.runtime.engine_set import EngineSet
+from percoedge.runtime.entropy import Tokens, entropy_codec
+from percoedge.runtime.settings import schedule_of
+from percoedge.runtime.tiles import context_tiles, grid_of
+
+__all__ = ["encode", "tokens_from_pixels"]
+
+
+def encode(
+    engines: EngineSet, pixels: NDArray[np.uint8], header: Header, fingerprint: bytes | None
+) -> bytes:
+    """Encode pixels uint8 (H,W,3), of the size in the header, to the stream that it announces.
+
+    ``fingerprint``: 4 bytes for the file framing, None for the bare one. Raises UsageError for a
+    header out of its domain, before any engine is loaded, or EngineError.
+    """
+    pack(header, b"", fingerprint)  # finds a bad caption or seed before the work is done
+    tokens = tokens_from_pixels(engines, pixels)
+    schedule = schedule_of(header, engines.bundle)
+    with entropy_codec(engines, schedule) as coder, engines.clock.timed("entropy coding"):
+        data = coder.encode(tokens, schedule, header.passes_sent)
+    return pack(header, data, fingerprint)
+
+
+def tokens_from_pixels(engines: EngineSet, pixels: NDArray[np.uint8]) -> Tokens:
+    """Tokens int32 (h,w) of pixels uint8 (H,W,3), edges repeated up to whole tokens.
+
+    Tiles have a margin around them as wide as the encoder sees, so that cutting changes no token.
+    Raises EngineError.
+    """
+    constants = engines.bundle.codec
+    stride = constants.stride
+    grid = grid_of(pixels.shape[0], pixels.shape[1], stride)
+    tokens = np.empty(grid, np.int32)
+    with engines.use("encoder") as engine, engines.clock.timed("encoder"):
+        for outer, inner in context_tiles(*grid, constants.entropy_tile, constants.encoder_margin):
+            tile = pixels[outer.scaled(stride)]
+            whole = (outer.shape[0] * stride, outer.shape[1] * stride, 3)
+            missing = [(0, side - got) for side, got in zip(whole, tile.shape, strict=True)]
+            image = np.pad(tile, missing, mode="edge")[None]
+            coded = np.asarray(engine.run({"image": image})["tokens"])[0]
+            top, left = inner.top - outer.top, inner.left - outer.left
+            rows, columns = inner.shape
+            tokens[inner.slices] = coded[top : top + rows, left : left + columns]
+    return tokens

@@ -1,0 +1,63 @@
+"""Checks of what a caller passes: each returns the plain value, or raises UsageError.
+
+Numbers of numpy are numbers; a bool is not. Nothing here knows what an argument means.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+from typing import Any
+
+from percoedge.errors import UsageError
+
+__all__ = ["expect_flag", "expect_int", "expect_number", "expect_text", "shown"]
+
+_SHOWN_CHARACTERS = 60
+
+
+def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return an integer of ``low`` to ``high`` (None: without end), of any type that has an index.
+
+    Raises UsageError for anything else, a bool among them.
+    """
+    try:
+        number = low - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = low - 1
+    if number < low or (high is not None and number > high):
+        span = f"of {low} or more" if high is None else f"of {low} to {high}"
+        raise UsageError(f"expected {name} to be an integer {span}, got {shown(value)}")
+    return number
+
+
+def expect_number(name: str, value: Any, low: float, high: float) -> float:
+    """Return a real number of ``low`` to ``high`` as float. Raises UsageError for anything else."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high:  # which NaN is not
+        raise UsageError(f"expected {name} to be a number of {low} to {high}, got {shown(value)}")
+    return number
+
+
+def expect_flag(name: str, value: Any) -> bool:
+    """Return a bool, numpy's too. Raises UsageError for anything else, 0 and 1 among them."""
+    if type(value).__name__ not in ("bool", "bool_"):  # numpy 1 and 2 name it differently
+        raise UsageError(f"expected {name} to be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def expect_text(name: str, value: Any) -> str:
+    """Return a str. Raises UsageError for anything else, bytes among them."""
+    if not isinstance(value, str):
+        raise UsageError(f"expected {name} to be a str, got {shown(value)}")
+    return value
+
+
+def shown(value: object) -> str:
+    """Type and value, if that is short, in one line, for a message."""
+    text = repr(value).replace("\n", " ")
+    kind = type(value).__name__
+    if value is None or len(text) > _SHOWN_CHARACTERS or text.startswith("<"):
+        return "None" if value is None else f"an object of type {kind}"
+    return f"{text} ({kind})"
