@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from percoedge.errors import BackendError
+from percoedge.errors import BackendError, UsageError
 
 __all__ = [
     "Backend",
@@ -48,6 +48,7 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
     def __str__(self) -> str:
+        """Dtype and shape as messages show them."""
         return f"{self.dtype} {_shape_text(self.shape)}"
 
     def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -59,14 +60,18 @@ class DeviceBuffer(Protocol):
     """A tensor that stays where its backend put it; ``np.asarray`` brings it to the host."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes."""
+        ...
 
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype[Any]:
+        """Type of an element."""
+        ...
 
-    def __array__(
-        self, dtype: DTypeLike | None = None, copy: bool | None = None
-    ) -> NDArray[Any]: ...
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """The contents on the host, as numpy asks for them; waits until they are computed."""
+        ...
 
 
 Buffer: TypeAlias = NDArray[Any] | DeviceBuffer
@@ -76,10 +81,14 @@ class Engine(Protocol):
     """Runs one graph; a context manager that frees the graph at its end."""
 
     @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of all inputs, in the order of the graph."""
+        ...
 
     @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of all outputs, in the order of the graph."""
+        ...
 
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
         """Run the graph once: one buffer for every input, by name; returns every output.
@@ -95,14 +104,18 @@ class Engine(Protocol):
         """Free the graph; running it later raises BackendError. Closing twice is harmless."""
         ...
 
-    def __enter__(self) -> Engine: ...
+    def __enter__(self) -> Engine:
+        """The engine itself."""
+        ...
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        """Close the engine; what was raised goes on."""
+        ...
 
 
 class Graph(Protocol):
@@ -113,19 +126,29 @@ class Graph(Protocol):
     """
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """What the graph is in its bundle: "encoder", "entropy", "flow" and so on."""
+        ...
 
     @property
-    def variant(self) -> str: ...
+    def variant(self) -> str:
+        """Which of the graph's variants this is: "fp32", "fp16", "int8"."""
+        ...
 
     @property
-    def sha256(self) -> str: ...
+    def sha256(self) -> str:
+        """Hexadecimal digest, see above."""
+        ...
 
     @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of all inputs, as the manifest states them."""
+        ...
 
     @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of all outputs, as the manifest states them."""
+        ...
 
     def read(self) -> GraphSource:
         """The graph with its bytes, which have the hashes that were stated.
@@ -163,6 +186,7 @@ class GraphSource:
         return digest_of_hashes(hashlib.sha256(self.model).hexdigest(), hashes)
 
     def read(self) -> GraphSource:
+        """Itself: it is read already."""
         return self
 
 
@@ -170,7 +194,9 @@ class Backend(Protocol):
     """A way to run graphs on this machine."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """How callers name the backend, and messages call it."""
+        ...
 
     @property
     def variant(self) -> str:
@@ -194,11 +220,11 @@ def digest_of_hashes(model: str, data: Mapping[str, str]) -> str:
 def split_axis(axis: str) -> tuple[int, str]:
     """Split a symbolic axis into factor and symbol: ``"h"`` is (1, "h"), ``"2*h"`` is (2, "h").
 
-    Raises ValueError for any other form.
+    Raises UsageError, which is a ValueError, for any other form.
     """
     match = _AXIS.fullmatch(axis)
     if match is None:
-        raise ValueError(
+        raise UsageError(
             f"expected a symbolic axis like 'h' or '2*h', got {axis!r}; "
             "write a factor first, then '*', then a name"
         )

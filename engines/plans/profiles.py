@@ -30,7 +30,7 @@ Range = tuple[int, int, int]
 class Profile:
     """Smallest, typical and largest size of every symbol in the shapes of a graph.
 
-    The engine runs every size within a range and is fastest at the typical one. Raises ValueError
+    The engine runs every size within a range and is fastest at the typical one. Raises UsageError
     unless 1 <= smallest <= typical <= largest.
     """
 
@@ -39,7 +39,7 @@ class Profile:
     def __post_init__(self) -> None:
         for symbol, (low, typical, high) in self.ranges.items():
             if not 1 <= low <= typical <= high:
-                raise ValueError(
+                raise UsageError(
                     f"expected 1 <= smallest <= typical <= largest for {symbol!r}, got "
                     f"{low}, {typical}, {high}"
                 )

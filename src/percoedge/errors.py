@@ -1,4 +1,4 @@
-"""Every error that percoedge raises on purpose, in one tree.
+"""Every error that leaves percoedge on purpose, in one tree.
 
     PercoedgeError                 base; ``exit_code`` is what the command line returns
     ├── UsageError          (2)    an argument is out of its domain
