@@ -32,10 +32,12 @@ class FakeBuffer:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes."""
         return self._array.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Type of an element."""
         return self._array.dtype
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -69,6 +71,7 @@ class FakeEngine:
         self._function = function
 
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
+        """Run the function; see the contract of Engine."""
         if self.closed:
             raise BackendError("fake engine is closed; load it again")
         sizes = check_tensors("fake engine: input", self.inputs, feeds)
@@ -89,6 +92,7 @@ class FakeEngine:
         return sum(buffer.fetches for buffer in self.buffers)
 
     def close(self) -> None:
+        """Refuse further runs; see the contract of Engine."""
         self.closed = True
 
     def __enter__(self) -> FakeEngine:
@@ -113,6 +117,7 @@ class FakeBackend:
     engines: list[tuple[str, FakeEngine]] = field(default_factory=list)
 
     def load(self, graph: Graph) -> FakeEngine:
+        """Make an engine of the graph's kind. Raises BackendError where it has no function."""
         if graph.kind not in self.functions:
             raise BackendError(f"expected a function for graph {graph.kind!r}, got none; add it")
         engine = FakeEngine(graph.inputs, graph.outputs, self.functions[graph.kind])

@@ -174,10 +174,12 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
+        """Inputs as the contract of engines has them, in the order of the graph."""
         return tuple(TensorSpec(t.name, t.dtype, t.shape) for t in self.inputs)
 
     @property
     def output_specs(self) -> tuple[TensorSpec, ...]:
+        """Outputs as the contract of engines has them, in the order of the graph."""
         return tuple(TensorSpec(t.name, t.dtype, t.shape) for t in self.outputs)
 
     @classmethod

@@ -62,10 +62,12 @@ class DirectoryStorage:
         self._root = root.resolve()
 
     def size(self, name: str) -> int:
+        """Bytes of a file. Raises BundleError when it is missing or cannot be read."""
         return self._find(name).stat().st_size
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file for reading. Raises BundleError when it is missing or cannot be read."""
         try:
             with self._find(name).open("rb") as file:
                 yield file
@@ -109,10 +111,12 @@ class ZipStorage:
             self._admit(entry)
 
     def size(self, name: str) -> int:
+        """Bytes of a file, unpacked. Raises BundleError when it is missing."""
         return self._entry(name).file_size
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file for reading. Raises BundleError when it is missing or damaged."""
         with self._archive() as archive, archive.open(self._entry(name)) as file:
             yield file
 

@@ -83,10 +83,12 @@ class OrtBuffer:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes."""
         return self._shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Type of an element."""
         return self._dtype
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -109,6 +111,7 @@ class OnnxRuntimeEngine:
         _check_interface(self._where + ": output", self.outputs, session.get_outputs())
 
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
+        """Run the session; see the contract of Engine."""
         session = self._session
         if session is None:
             raise BackendError(f"{self._where} is closed; load it again")
@@ -140,6 +143,7 @@ class OnnxRuntimeEngine:
         return outputs
 
     def close(self) -> None:
+        """Free the session; see the contract of Engine."""
         self._session = None
 
     def __enter__(self) -> OnnxRuntimeEngine:
@@ -186,6 +190,7 @@ class OnnxRuntimeBackend:
 
     @property
     def variant(self) -> str:
+        """Variant of the graphs to read from a bundle; see the contract of Backend."""
         return self.precision or ("int8" if self.device == "cpu" else "fp16")
 
     @property

@@ -92,10 +92,12 @@ class TensorRtBuffer:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Sizes of all axes."""
         return self._slot.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Type of an element."""
         return self._slot.dtype
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:

@@ -229,6 +229,7 @@ class DeviceMemory:
     _buffer: Any
 
     def free(self) -> None:
+        """Give the memory back; doing so twice is harmless."""
         with contextlib.suppress(Exception):  # of a lost GPU; there is nothing left to free
             self._buffer.close()
 
@@ -287,6 +288,7 @@ class Captured:
             raise self._gpu.failure("launching a CUDA graph", error) from error
 
     def free(self) -> None:
+        """Give the memory back; doing so twice is harmless."""
         with contextlib.suppress(Exception):
             self._graph.close()
 

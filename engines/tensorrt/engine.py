@@ -51,6 +51,7 @@ class TensorRtEngine:
         workplace.join()
 
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
+        """Run the engine on its stream; see the contract of Engine."""
         with self._workplace.lock:
             if self._contexts is None:
                 raise BackendError(f"{self._where} is closed; load it again")
@@ -65,6 +66,7 @@ class TensorRtEngine:
         return outputs
 
     def close(self) -> None:
+        """Free the engine and its memory; see the contract of Engine."""
         with self._workplace.lock:
             if self._contexts is None:
                 return

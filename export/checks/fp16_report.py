@@ -69,6 +69,7 @@ class FunctionRunner(BaseRunner):  # type: ignore[misc]
         self._source, self._function = source, function
 
     def get_input_metadata_impl(self) -> Any:
+        """Names, dtypes and shapes of the inputs, as Polygraphy asks for them."""
         metadata = TensorMetadata()
         for spec in self._source.inputs:
             shape = tuple(axis if isinstance(axis, int) else None for axis in spec.shape)
@@ -76,6 +77,7 @@ class FunctionRunner(BaseRunner):  # type: ignore[misc]
         return metadata
 
     def infer_impl(self, feed_dict: Arrays) -> OrderedDict[str, NDArray[Any]]:
+        """Run the function, and keep the time that it took."""
         began = time.perf_counter()
         outputs = OrderedDict(self._function(dict(feed_dict)))
         self.inference_time = time.perf_counter() - began
@@ -91,9 +93,11 @@ class EngineRunner(FunctionRunner):
         self._engine: Engine | None = None
 
     def activate_impl(self) -> None:
+        """Load the engine."""
         self._engine = self._backend.load(self._source)
 
     def deactivate_impl(self) -> None:
+        """Free the engine."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -122,6 +126,7 @@ class Reference:
         self._stored = {tensor.name for tensor in model.graph.initializer}
 
     def __call__(self, feeds: Arrays) -> Arrays:
+        """Compute the outputs by name, and let ``largest`` grow with what was met on the way."""
         with np.errstate(over="ignore", invalid="ignore"):
             values = self._evaluator.run(None, feeds, intermediate=True)
         for name, value in values.items():

@@ -47,6 +47,7 @@ class Parity:
 
     @property
     def ok(self) -> bool:
+        """Whether the error is within its bound."""
         return self.error <= self.bound
 
 

@@ -65,6 +65,7 @@ class Int8Graph:
         self._constants: dict[bytes, str] = {}
 
     def constant(self, value: NDArray[Any] | np.generic) -> str:
+        """Name of an initializer that holds a value; equal ones share one."""
         array = np.asarray(value)
         key = array.dtype.str.encode() + repr(array.shape).encode() + array.tobytes()
         if key not in self._constants:
@@ -73,6 +74,7 @@ class Int8Graph:
         return self._constants[key]
 
     def integers(self, *values: int) -> str:
+        """Name of an initializer that holds integers, int64."""
         return self.constant(np.asarray(values, np.int64))
 
     def keep(self, node: onnx.NodeProto) -> None:
@@ -97,6 +99,7 @@ class Int8Graph:
         return Bytes(self.add("QuantizeLinear", x, *self.affine(affine)), affine)
 
     def dequantize(self, x: Bytes) -> str:
+        """Bytes back to float32; returns the name of the result."""
         return self.add("DequantizeLinear", x.name, *self.affine(x.affine))
 
     def weights(

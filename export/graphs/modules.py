@@ -29,6 +29,7 @@ class EncoderGraph(nn.Module):
         self.dtype = dtype
 
     def forward(self, image: Tensor) -> Tensor:
+        """Tokens of images; see the class."""
         # cast first: TensorRT does nothing else with bytes
         pixels = image.to(self.dtype).permute(0, 3, 1, 2) / 127.5 - 1.0
         codes = self.quantizer.codes(self.hyper(self.vae.encode(pixels)))
@@ -66,6 +67,7 @@ class FlowGraph(nn.Module):
         text: Tensor | None = None,
         pooled: Tensor | None = None,
     ) -> Tensor:
+        """One Euler step, float32: x at the time t - dt."""
         return x - dt * self.velocity(x, tokens, t, text, pooled)
 
 
@@ -91,6 +93,7 @@ class GuidedFlowGraph(FlowGraph):
         text: Tensor | None = None,
         pooled: Tensor | None = None,
     ) -> Tensor:
+        """One Euler step with guidance, float32: x at the time t - dt."""
         batch = x.shape[0]
         nothing = torch.full_like(tokens, self.table.shape[0] - 1)
         texts = pools = None
@@ -110,6 +113,7 @@ class DecoderGraph(nn.Module):
         self.vae, self.dtype = family.vae, dtype
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images of latents; see the class."""
         decoded = self.vae.decode(x.to(self.dtype)).float()
         pixels = (decoded * 127.5 + 127.5).round().clamp(0.0, 255.0)
         return pixels.permute(0, 2, 3, 1).to(torch.uint8)

@@ -26,6 +26,7 @@ class TextFreeBlock(SD3SingleTransformerBlock):
         temb: Tensor,
         joint_attention_kwargs: dict[str, object] | None = None,
     ) -> tuple[Tensor | None, Tensor]:
+        """Both streams, of which the text's passes through as it came."""
         return encoder_hidden_states, super().forward(hidden_states, temb)
 
 
@@ -38,6 +39,7 @@ class TimeEmbedding(nn.Module):
         self.timestep_embedder = TimestepEmbedding(256, width)
 
     def forward(self, timestep: Tensor, pooled_projections: Tensor | None) -> Tensor:
+        """Vectors (n,width) of timesteps (n,)."""
         dtype = self.timestep_embedder.linear_1.weight.dtype
         embedded: Tensor = self.timestep_embedder(self.time_proj(timestep).to(dtype))
         return embedded
@@ -52,6 +54,7 @@ class PlacedPatchEmbed(PatchEmbed):
     window: tuple[int, int] | None = None
 
     def cropped_pos_embed(self, height: int, width: int) -> Tensor:
+        """Embeddings of the window's positions for a latent of that height and width."""
         size = self.pos_embed_max_size
         rows, columns = height // self.patch_size, width // self.patch_size
         if self.window is None:
@@ -120,6 +123,7 @@ class FlowModel(nn.Module):
     def forward(
         self, x: Tensor, z: Tensor, t: Tensor, text: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
+        """Velocity like ``x``; ``z`` are codes at token size, ``text`` states and pooled states."""
         # as two calls of repeat_interleave would, but a single operator of ONNX
         repeated = F.interpolate(z, scale_factor=self.repeat, mode="nearest")
         whole = torch.cat([x, repeated], dim=1)

@@ -28,6 +28,7 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """The input and what the convolutions add to it, of the same shape."""
         y: Tensor = self.body(x)
         return x + y
 
@@ -43,6 +44,7 @@ class AttentionBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """The input and what the gate lets through, of the same shape."""
         y: Tensor = self.trunk(x) * torch.sigmoid(self.mask(x))
         return x + y
 
@@ -75,6 +77,7 @@ class HyperEncoder(nn.Module):
         )
 
     def forward(self, latent: Tensor) -> Tensor:
+        """Features of latents, before they are quantized."""
         features: Tensor = self.body(latent)
         return features
 

@@ -171,6 +171,7 @@ class Mim(nn.Module):
             parameter[: len(codebook)] = similar + 0.1 * scale * torch.randn_like(similar)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of every cell for tokens (n,h,w), MASK where unknown."""
         if self.exact:
             return self.integer_logits(tokens) * (math.log(2) / 2**LOGIT_EXPONENT)
         return self.logits(self.stream(tokens))

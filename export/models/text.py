@@ -43,6 +43,7 @@ class ClipGraph(nn.Module):
         self.tower = tower
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states and projections of ids; see the class."""
         output = self.tower(input_ids=ids, output_hidden_states=True)
         return output.hidden_states[-2].float(), output.text_embeds.float()
 
@@ -61,6 +62,7 @@ class T5Graph(nn.Module):
             block.layer[-1].DenseReluDense.wo.float()
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Hidden states of ids; see the class."""
         hidden: Tensor = self.tower(input_ids=ids)[0]
         return hidden.float()
 
@@ -80,6 +82,7 @@ class JoinGraph(nn.Module):
         clip_g_pooled: Tensor,
         t5: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """Text and pooled text of the towers' outputs; see the class."""
         text = torch.cat([clip_l, clip_g], dim=-1)
         text = F.pad(text, (0, self.width - text.shape[2]))
         if t5 is None:

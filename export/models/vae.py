@@ -22,6 +22,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The input and what the convolutions add to it, of the same shape."""
         y: Tensor = self.conv2(torch.relu(self.conv1(torch.relu(x))))
         return x + y
 

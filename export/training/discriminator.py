@@ -24,6 +24,7 @@ class Discriminator(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(w, 1, 1) for w in widths[2:])
 
     def forward(self, photo: Tensor, mean: Tensor) -> Tensor:
+        """Scores of photos beside their means; see the class."""
         x = F.leaky_relu(self.stem(torch.cat([photo, mean], dim=1)), 0.2)
         scores = []
         for level, stage in enumerate(self.stages):

@@ -112,7 +112,8 @@ class Meter(Protocol):
 
     source: str
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Begin to measure."""
 
     def stop(self) -> float | None:
         """Joules since ``start``, or None when the reading failed."""

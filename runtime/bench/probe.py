@@ -39,10 +39,12 @@ class Probe:
 
     @property
     def name(self) -> str:
+        """That of the backend measured."""
         return self.backend.name
 
     @property
     def variant(self) -> str:
+        """That of the backend measured."""
         return self.backend.variant
 
     @property
@@ -51,6 +53,7 @@ class Probe:
         return self.name in LIBRARIES
 
     def load(self, graph: Graph) -> Engine:
+        """Load a graph whose every call is then timed."""
         return _ProbedEngine(graph.kind, self.backend.load(graph), self.calls)
 
 

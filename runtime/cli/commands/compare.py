@@ -62,6 +62,7 @@ class GraphDifference:
 
     @property
     def ok(self) -> bool:
+        """Whether the measure is within its bound."""
         value = getattr(self, self.measure)
         within: bool = value >= self.bound if self.measure == "psnr_db" else value <= self.bound
         return within
