@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from percoedge.bitstream import purecoder
 from percoedge.errors import StreamError, UsageError
@@ -27,14 +27,18 @@ _STATE_BITS = 64
 
 
 class Coder(NamedTuple):
-    """An implementation of the arithmetic: three classes that go by these names in constriction."""
+    """An implementation of the arithmetic: three classes that go by these names in constriction.
+
+    `dtype`: in which it takes weights.
+    """
 
     encoder: Any
     decoder: Any
     categorical: Any
+    dtype: DTypeLike
 
 
-PURE: Final = Coder(purecoder.RangeEncoder, purecoder.RangeDecoder, purecoder.Categorical)
+PURE: Final = Coder(purecoder.RangeEncoder, purecoder.RangeDecoder, purecoder.Categorical, np.int32)
 """Runs wherever numpy does."""
 
 
@@ -43,7 +47,8 @@ def _fastest() -> Coder:
         from constriction import stream
     except ImportError:  # it has no wheels for Linux on ARM
         return PURE
-    return Coder(stream.queue.RangeEncoder, stream.queue.RangeDecoder, stream.model.Categorical)
+    queue, categorical = stream.queue, stream.model.Categorical
+    return Coder(queue.RangeEncoder, queue.RangeDecoder, categorical, np.float64)
 
 
 DEFAULT: Final = _fastest()
@@ -54,8 +59,7 @@ class TokenEncoder:
     """Codes symbols one pass after the other into one string of bytes."""
 
     def __init__(self, coder: Coder = DEFAULT) -> None:
-        self._categorical = coder.categorical
-        self._coder = coder.encoder()
+        self._library, self._coder = coder, coder.encoder()
 
     def encode(self, symbols: ArrayLike, weights: ArrayLike) -> None:
         """Append symbols.
@@ -82,7 +86,7 @@ class TokenEncoder:
                 f"expected symbols 0..{table.shape[-1] - 1}; got {values.min()}..{values.max()}"
             )
         values = np.ascontiguousarray(values, dtype=np.int32)
-        self._coder.encode(values, *_model(self._categorical, table))
+        self._coder.encode(values, *_model(self._library, table))
 
     def finish(self) -> bytes:
         """Return the shortest bytes that decode to all symbols, zeros being read behind the end.
@@ -112,8 +116,7 @@ class TokenDecoder:
     """Decodes what a `TokenEncoder` made; bytes behind the end of `data` are read as zeros."""
 
     def __init__(self, data: bytes, coder: Coder = DEFAULT) -> None:
-        self._categorical = coder.categorical
-        self._coder = coder.decoder(_words(data))
+        self._library, self._coder = coder, coder.decoder(_words(data))
 
     def decode(self, weights: ArrayLike, count: int | None = None) -> NDArray[np.int32]:
         """Return the next symbols, int32 `(P,)`.
@@ -127,7 +130,7 @@ class TokenDecoder:
         if (table.ndim == 2) != (count is None):
             raise UsageError("expected `count` with weights of shape (K,), and only with these")
         try:
-            return _decode(self._coder, self._categorical, table, count)
+            return _decode(self._coder, self._library, table, count)
         except AssertionError as error:
             raise StreamError(_INVALID_POINT) from error
 
@@ -142,7 +145,7 @@ class CutDecoder:
     """
 
     def __init__(self, data: bytes, coder: Coder = DEFAULT) -> None:
-        self._categorical = coder.categorical
+        self._library = coder
         self._low = coder.decoder(_words(data))
         # Behind the last true byte the two differ by a whole state, so they part within two words.
         padding = b"\xff" * (-len(data) % 4 + 8)
@@ -170,10 +173,10 @@ class CutDecoder:
         symbols = np.full(count, n_symbols, np.int32)
         if self._parted or count == 0:
             return symbols, 0
-        low = _decode_while_valid(self._low, self._categorical, table)
+        low = _decode_while_valid(self._low, self._library, table)
         high = np.full(count, n_symbols - 1, np.int32)
         if not self._high_is_top:
-            begun = _decode_while_valid(self._high, self._categorical, table)
+            begun = _decode_while_valid(self._high, self._library, table)
             high[: len(begun)] = begun
             # Past the last interval: the highest legal stream has the last symbol from here on.
             self._high_is_top = len(begun) < count
@@ -216,34 +219,34 @@ def _checked_weights(weights: ArrayLike) -> NDArray[Any]:
     return table
 
 
-def _model(categorical: Any, table: NDArray[Any]) -> tuple[Any, ...]:
+def _model(library: Coder, table: NDArray[Any]) -> tuple[Any, ...]:
     """Arguments that follow the symbols (or the count) in the coder's calls."""
     # constriction takes rows for columns in a Fortran-ordered matrix, without an error.
-    weights = np.ascontiguousarray(table, dtype=np.float64)
+    weights = np.ascontiguousarray(table, dtype=library.dtype)
     if table.ndim == 1:
-        return (categorical(weights, perfect=False),)
-    return categorical(perfect=False), weights
+        return (library.categorical(weights, perfect=False),)
+    return library.categorical(perfect=False), weights
 
 
 def _decode(
-    coder: Any, categorical: Any, table: NDArray[Any], count: int | None = None
+    coder: Any, library: Coder, table: NDArray[Any], count: int | None = None
 ) -> NDArray[np.int32]:
     if len(table) == 0 or count == 0:
         return np.empty(0, np.int32)
-    decoded = coder.decode(*_model(categorical, table), *(() if count is None else (count,)))
+    decoded = coder.decode(*_model(library, table), *(() if count is None else (count,)))
     return np.asarray(decoded, dtype=np.int32)
 
 
-def _decode_while_valid(coder: Any, categorical: Any, table: NDArray[Any]) -> NDArray[np.int32]:
+def _decode_while_valid(coder: Any, library: Coder, table: NDArray[Any]) -> NDArray[np.int32]:
     """Symbols of a pass up to the first at which the coder's point lies in no interval."""
     retry = coder.clone()
     try:
-        return _decode(coder, categorical, table)
+        return _decode(coder, library, table)
     except AssertionError:
         symbols: list[NDArray[np.int32]] = []
         try:
             for row in range(len(table)):
-                symbols.append(_decode(retry, categorical, table[row : row + 1]))
+                symbols.append(_decode(retry, library, table[row : row + 1]))
         except AssertionError:
             pass
         return np.concatenate([np.empty(0, np.int32), *symbols])

@@ -37,14 +37,16 @@ def make_pass(seed: int, count: int, n_symbols: int, kind: str) -> Pass:
     rng = np.random.default_rng(seed)
     shape = (n_symbols,) if kind == "shared" else (count, n_symbols)
     octaves = rng.random(shape) * 16 * rng.random()
-    weights = 65536 * 2.0**-octaves
+    weights = np.floor(np.maximum(65536 * 2.0**-octaves, 1))
     if kind == "zeros":
         weights[weights < 2] = 0
-    elif kind != "fractions":
-        weights = np.floor(np.maximum(weights, 1))
+    elif kind == "extreme":
+        weights = np.where(rng.random(shape) < rng.random(), 1.0, 65536.0)
     symbols = rng.integers(0, n_symbols, count).astype(np.int32)
     if kind == "likely":
         symbols = weights.argmax(-1).astype(np.int32)
+    elif kind == "last":
+        symbols = np.full(count, n_symbols - 1, np.int32)
     elif kind == "fortran":
         weights = np.asfortranarray(weights)
     return symbols, weights
@@ -55,8 +57,8 @@ passes = st.lists(
         make_pass,
         st.integers(0, 2**32),
         st.integers(1, 50),
-        st.integers(2, 80) | st.integers(1000, 1100),
-        st.sampled_from(["plain", "likely", "shared", "fractions", "fortran", "zeros"]),
+        st.integers(2, 80) | st.sampled_from([127, 128, 129, 1000, 1023, 1024, 1025, 5000]),
+        st.sampled_from(["plain", "likely", "last", "shared", "extreme", "fortran", "zeros"]),
     ),
     min_size=1,
     max_size=8,
@@ -201,15 +203,34 @@ def test_cut_streams_give_the_same_symbols(
 
 
 @needs_constriction
-def test_the_largest_alphabet_and_weights() -> None:
-    weights = np.full((3, 1 << 16), 65536.0)
-    weights[1, ::2] = 1
-    symbols = np.array([0, 65535, 40000], np.int32)
+@pytest.mark.parametrize("n_symbols", [16384, 65521, 65536])
+@pytest.mark.parametrize("kind", ["plain", "last", "extreme", "largest"])
+def test_large_alphabets(n_symbols: int, kind: str) -> None:
+    symbols, weights = make_pass(n_symbols, 12, n_symbols, kind)
+    if kind == "largest":
+        weights[:] = 65536
+    symbols[:2] = 0, n_symbols - 1
     theirs, ours = (encode(coder, (symbols, weights)) for coder in (DEFAULT, PURE))
     assert ours.pos() == theirs.pos()
     words = ours.get_compressed()
     assert words.tolist() == theirs.get_compressed().tolist()
-    assert decode(PURE.decoder(words), PURE, (symbols, weights)) == symbols.tolist()
+    for table in (weights, weights.astype(np.int32)):
+        assert decode(PURE.decoder(words), PURE, (symbols, table)) == symbols.tolist()
+
+
+@needs_constriction
+@pytest.mark.parametrize("n_symbols", [2, 16, 1024, 1025])
+def test_the_top_of_the_interval_is_the_last_symbol(n_symbols: int) -> None:
+    """Where rounding lets cum(K) by the formula miss 2**24, the interval of K - 1 still ends there.
+
+    The highest quantile is that of the last symbol, whatever the weights.
+    """
+    for seed in range(20):
+        weights = make_pass(seed, 1, n_symbols, "plain")[1]
+        part = np.zeros(1, np.int32), weights
+        top = np.array([0xFFFFFEFF, 0xFFFFFFFF], np.uint32)
+        for coder in (DEFAULT, PURE):
+            assert decode(coder.decoder(top), coder, part) == [n_symbols - 1]
 
 
 def test_a_clone_goes_on_by_itself() -> None:
@@ -262,7 +283,7 @@ import pytest
 from percoedge.bitstream.rangecoder import DEFAULT, PURE
 if DEFAULT is not PURE:
     sys.exit("constriction was found")
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
+sys.exit(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *sys.argv[1:]]))
 """
     tests = [
         "test_purecoder.py::test_bytes_are_frozen",
