@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks.environment import report
-from benchmarks.speed import interleaved, summary
+from benchmarks.timing import interleaved, summary
 from percoedge import Codec
 from percoedge.bitstream.rangecoder import MAX_WEIGHT
 from percoedge.bitstream.schedules import SCHEDULES, pass_count

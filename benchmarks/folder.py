@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from benchmarks.environment import report
-from benchmarks.speed import interleaved, summary
+from benchmarks.timing import interleaved, summary
 from percoedge import Codec
 from percoedge.runtime.cli.main import main as percoedge
 from percoedge.runtime.images import write_image

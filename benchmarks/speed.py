@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 from benchmarks.environment import report
+from benchmarks.timing import interleaved, summary
 from percoedge import Codec
 from percoedge.bitstream.rangecoder import TokenDecoder, TokenEncoder
 from percoedge.bitstream.schedules import passes
@@ -159,24 +160,6 @@ class _TorchFlow:
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
         made = self._flow(**{name: _tensor(feed, self._device) for name, feed in feeds.items()})
         return {"x_next": _Tensor(made) if on_device else made.cpu().numpy()}
-
-
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each function, taking turns, after one warm-up round."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for index in range(rounds + 1):
-        for name, function in functions.items():
-            began = time.perf_counter()
-            function()
-            if index:
-                times[name].append((time.perf_counter() - began) * 1000)
-    return times
-
-
-def summary(times: list[float]) -> dict[str, float]:
-    """Median and quartile spread in milliseconds."""
-    quarters = statistics.quantiles(times, n=4)
-    return {"median_ms": round(quarters[1], 2), "iqr_ms": round(quarters[2] - quarters[0], 2)}
 
 
 def first_image(stream: Path, bundle: str, steps: int, rounds: int) -> dict[str, float]:

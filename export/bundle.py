@@ -28,10 +28,11 @@ from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
 from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.errors import BundleError, PercoedgeError
 from percoedge.export.assemble import Assembly, Sources, assemble, random_family
+from percoedge.export.checks.margins import check_margins
 from percoedge.export.checks.parity import check_parity, format_table
 from percoedge.export.config import RATES, Config, at_rate, load_config
 from percoedge.export.exact.graph import entropy_graphs
-from percoedge.export.exact.integers import IntegerMim, integer_mim, language_digest, prove
+from percoedge.export.exact.integers import IntegerMim, language_digest, prove
 from percoedge.export.graphs.costs import with_costs
 from percoedge.export.graphs.int8 import with_int8
 from percoedge.export.graphs.modules import entropy_specs, graph_plans, graph_ranges
@@ -44,6 +45,7 @@ from percoedge.export.graphs.onnx_files import (
     write_program,
 )
 from percoedge.export.models.family import Family, in_precision
+from percoedge.export.models.mim import integer_mim
 from percoedge.export.models.text import null_condition
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -67,8 +69,10 @@ def export_bundle(
     them, in the type they came in: at full size there is no memory for a copy. ``tokenizers``: the
     JSON of each text tower's. ``variants``: "fp16", "fp32" or both; "fp32" is for CPUs and brings
     INT8 along where the family has that. Raises ExactnessError when the entropy model's bounds do
-    not hold, and BundleError when a file cannot be described.
+    not hold, and BundleError when a margin is smaller than what a graph sees or a file cannot be
+    described. Margins that are an approximation are told in the provenance.
     """
+    notes = check_margins(family, config)
     out.mkdir(parents=True, exist_ok=True)
     round_weights(family.quantizer)
     tokenizers = dict(tokenizers or {})
@@ -97,11 +101,11 @@ def export_bundle(
         out,
         name=name,
         family=config.family,
-        language=language_digest(model, family.quantizer.codebook),
+        language=language_digest(model, family.quantizer.codebook.cpu().numpy()),
         codec=CodecConstants(**msgspec.structs.asdict(config.codec)),
         graphs=graphs,
         licence=licence,
-        provenance=provenance,
+        provenance={**(provenance or {}), **({"margins": notes} if notes else {})},
         tokenizers=tokenizer_files,
     )
     return with_costs(bundle, config)

@@ -205,7 +205,7 @@ def at_rate(config: Config, name: str) -> Config:
         flow_overlap=64 // stride,
         decoder_tile=512 // stride,
         encoder_margin=128 // stride,
-        decoder_margin=128 // stride,
+        decoder_margin=-(-160 // stride),  # TAESD's decoder reaches 152 pixels
     )
     downsamplings = (stride // config.codec.latent_stride).bit_length() - 1
     return replace(config, codec=codec, hyper=replace(config.hyper, downsamplings=downsamplings))

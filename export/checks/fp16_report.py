@@ -46,10 +46,11 @@ from percoedge.engines.contract import Backend, Engine, GraphSource
 from percoedge.engines.selection import select
 from percoedge.errors import BackendError, BundleError, PercoedgeError
 from percoedge.export.config import Config, load_config
-from percoedge.export.exact.integers import integer_mim, reference_weights
+from percoedge.export.exact.integers import reference_weights
 from percoedge.export.graphs.modules import graph_plans, graph_ranges
 from percoedge.export.graphs.onnx_files import example_feeds
 from percoedge.export.models.family import Family, in_precision
+from percoedge.export.models.mim import integer_mim
 from percoedge.export.training.warm_start import family_from_bundle
 
 Arrays = dict[str, NDArray[Any]]

@@ -14,10 +14,11 @@ from percoedge.bitstream.schedules import passes
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.selection import select
 from percoedge.export.config import Config
-from percoedge.export.exact.integers import integer_mim, reference_weights
+from percoedge.export.exact.integers import reference_weights
 from percoedge.export.graphs.modules import graph_plans, graph_ranges
 from percoedge.export.graphs.onnx_files import example_feeds
 from percoedge.export.models.family import Family, in_precision
+from percoedge.export.models.mim import integer_mim
 
 # Relative L2 error of float outputs; share of integers (tokens, pixels) that differ, but relative
 # L2 error of pixels made in INT8, where one level up or down is the rule. The largest of a graph's

@@ -1,4 +1,4 @@
-"""The ONNX graphs of the exact entropy model, and the way back from a graph to its integers.
+"""The ONNX graphs of the exact entropy model.
 
 One is made of standard operators on float32 alone and runs everywhere. The power-of-two scale of a
 layer stands in its constants, not behind its sums: sums of scaled integers are scaled sums, and
@@ -13,19 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from percoedge.engines.bundle import Bundle
 from percoedge.export.exact.integers import (
-    ExactnessError,
-    IntArray,
-    IntegerLayer,
-    IntegerMim,
-    prove,
-)
-from percoedge.export.graphs.int8_graph import MICROSOFT
-from percoedge.export.graphs.onnx_files import WeightFile, whole_model
-from percoedge.export.models.mim import (
     ACTIVATION_MAX,
     ACTIVATION_MIN,
     HIDDEN_MAX,
@@ -33,7 +23,14 @@ from percoedge.export.models.mim import (
     NORM_SHIFT,
     SQUARE_SHIFT,
     STREAM_MAX,
+    ExactnessError,
+    IntArray,
+    IntegerLayer,
+    IntegerMim,
+    prove,
 )
+from percoedge.export.graphs.int8_graph import MICROSOFT
+from percoedge.export.graphs.onnx_files import WeightFile
 
 
 class _GraphBuilder:
@@ -259,41 +256,4 @@ def _graph(graph: _GraphBuilder, model: IntegerMim, opset: int) -> onnx.ModelPro
         helper.make_graph(graph.nodes, "entropy", inputs, [output], graph.initializers),
         opset_imports=[helper.make_opsetid(name, 1 if name else opset) for name in sorted(domains)],
         ir_version=9,
-    )
-
-
-def integers_of(bundle: Bundle) -> IntegerMim:
-    """Read the model off a bundle's graph of floats."""
-    graph = whole_model(bundle.read("entropy", "fp32")).graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    maker = {name: node for node in graph.node for name in node.output}
-
-    def carried(name: str) -> NDArray[np.int64]:
-        """A constant that is stored in a narrow type and cast to float."""
-        stored: NDArray[Any] = constants[maker[name].input[0]]
-        return stored.astype(np.int64)
-
-    def scaled(name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The integers of a scaled constant, and the shift per output channel."""
-        while maker[name].op_type in ("Transpose", "Unsqueeze"):
-            name = maker[name].input[0]
-        value, factor = maker[name].input
-        return carried(value), -np.log2(constants[factor]).astype(np.int64)
-
-    def layer(product: onnx.NodeProto) -> IntegerLayer:
-        weight, shift = scaled(product.input[1])
-        bias, again = scaled(product.input[2])
-        np.testing.assert_array_equal(again, shift)
-        return IntegerLayer(weight.transpose(2, 0, 1) if weight.ndim == 3 else weight, bias, shift)
-
-    layers = [layer(node) for node in graph.node if node.op_type in ("Conv", "Gemm")]
-    tables = [node.input[0] for node in graph.node if node.op_type == "Gather"]
-    embedding, norm_table, weight_table = tables[0], tables[1], tables[-1]
-    triples = zip(layers[0:-1:3], layers[1:-1:3], layers[2:-1:3], strict=True)
-    return IntegerMim(
-        embedding=carried(embedding),
-        blocks=tuple(triples),
-        head=layers[-1],
-        norm_table=constants[maker[norm_table].input[0]].astype(np.float32),
-        weight_table=constants[weight_table].astype(np.int64),
     )

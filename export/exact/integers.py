@@ -3,7 +3,8 @@
 Weights and activations are small integers carried in float32. As long as every partial sum stays
 below 2^24 in magnitude, float32 additions are exact in any order and with or without fused
 multiply-add, so every backend gives the same integers. ``prove`` checks that and the export refuses
-a model that fails. ``exact_graph`` makes the ONNX graph.
+a model that fails. Needs numpy only: ``read`` takes the integers from a bundle, ``graph`` makes the
+ONNX graphs, and ``percoedge.export.models.mim`` has the model that is trained.
 """
 
 from __future__ import annotations
@@ -13,31 +14,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from percoedge.export.models.mim import (
-    ACTIVATION_MAX,
-    ACTIVATION_MIN,
-    HIDDEN_MAX,
-    LOGIT_EXPONENT,
-    NORM_ENTRIES,
-    NORM_EXPONENT,
-    NORM_SHIFT,
-    SQUARE_SHIFT,
-    STREAM_EXPONENT,
-    STREAM_MAX,
-    WEIGHT_MAX,
-    Integers,
-    Mim,
-)
+from percoedge.errors import BundleError
+
+# What enters a convolution or a matrix product fits a byte, signed or (after the ReLU) unsigned.
+ACTIVATION_MIN, ACTIVATION_MAX = -128, 127
+HIDDEN_MAX = 255
+# Two products of a byte with a weight fit 16 bits, in which x86 CPUs without VNNI add them.
+WEIGHT_MAX = 63
+STREAM_MAX = 2047  # of the residual stream and of the logits
+STREAM_EXPONENT = 6
+NORM_EXPONENT = 5  # a normalised value of 1.0 is 32
+EXPONENTS = range(2, 8)  # that mixed and hidden activations may have
+LOGIT_EXPONENT = 4  # logits count sixteenths of an octave
+SQUARE_SHIFT = 3  # the stream is shifted down by this before it is squared
+
+# Sums of squares index the norm's table by this shift; larger sums share its last entry.
+NORM_SHIFT = 5
+NORM_ENTRIES = 1 << 16
 
 IntArray = NDArray[np.int64]
 EXACT_LIMIT = 1 << 24  # float32 holds every integer up to here
 FREQUENCY_MAX = 1 << 16
 
 
-class ExactnessError(ValueError):
+class ExactnessError(BundleError):
     """A bound of the exact model does not hold, so its results could differ between machines."""
 
 
@@ -75,34 +77,7 @@ def frequency_table() -> IntArray:
     return np.maximum(1, np.rint(FREQUENCY_MAX * 2.0**-octaves)).astype(np.int64)
 
 
-def integer_mim(mim: Mim) -> IntegerMim:
-    """Read the integers off a trained model."""
-
-    def array(tensor: torch.Tensor) -> IntArray:
-        result: IntArray = tensor.detach().double().round().numpy().astype(np.int64)
-        return result
-
-    def layer(integers: Integers) -> IntegerLayer:
-        weight = array(integers.weight)
-        weight = weight.T.copy() if weight.ndim == 2 else weight[:, 0]
-        return IntegerLayer(weight, array(integers.bias), array(integers.shift))
-
-    mim = mim.cpu()
-    scaled = torch.round(mim.embedding * 2.0**STREAM_EXPONENT)
-    blocks = []
-    for block in mim.blocks:
-        mix, up, down = (layer(integers) for integers in mim.block_integers(block))
-        blocks.append((mix, up, down))
-    return IntegerMim(
-        embedding=array(scaled.clamp(-STREAM_MAX, STREAM_MAX)),
-        blocks=tuple(blocks),
-        head=layer(mim.head.integers(NORM_EXPONENT, LOGIT_EXPONENT)),
-        norm_table=mim.table.numpy(),
-        weight_table=frequency_table(),
-    )
-
-
-def language_digest(model: IntegerMim, codebook: torch.Tensor) -> str:
+def language_digest(model: IntegerMim, codebook: NDArray[np.float32]) -> str:
     """SHA-256 (hex) of what gives a stream of tokens its meaning: see ``Manifest.language``.
 
     Taken over the shape and the values of every array, integers as little-endian int32, the norm's
@@ -113,7 +88,7 @@ def language_digest(model: IntegerMim, codebook: torch.Tensor) -> str:
     integers = [array for layer in layers for array in (layer.weight, layer.bias, layer.shift)]
     parts: list[tuple[NDArray[Any], str]] = [
         *((array, "<i4") for array in (model.embedding, *integers, model.weight_table)),
-        *((array, "<f4") for array in (model.norm_table, codebook.cpu().numpy())),
+        *((array, "<f4") for array in (model.norm_table, codebook)),
     ]
     for array, dtype in parts:
         digest.update(repr(array.shape).encode("ascii"))

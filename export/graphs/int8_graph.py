@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from percoedge.export.models.mim import WEIGHT_MAX
+from percoedge.export.exact.integers import WEIGHT_MAX
 
 MICROSOFT = "com.microsoft"
 

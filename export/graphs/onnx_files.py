@@ -18,10 +18,10 @@ import onnx
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from percoedge.engines.contract import GraphSource, TensorSpec, split_axis
+from percoedge.engines.contract import TensorSpec, split_axis
 
 # From 23 on attention becomes an operator that TensorRT-RTX refuses and ONNX Runtime runs slower.
 OPSET = 20
@@ -77,19 +77,6 @@ class WeightFile:
         self._file.close()
         if not self._offsets:
             self.path.unlink()
-
-
-def whole_model(source: GraphSource) -> onnx.ModelProto:
-    """The model of a graph with its external data inside."""
-    model = onnx.load_from_string(source.model)
-    for tensor in model.graph.initializer:
-        if external_data_helper.uses_external_data(tensor):
-            place = external_data_helper.ExternalDataInfo(tensor)
-            data = source.data[place.location]
-            tensor.raw_data = data[place.offset : place.offset + place.length]
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
-    return model
 
 
 def example_feeds(

@@ -2,8 +2,8 @@
 
 A mixer: blocks of a depthwise convolution and an MLP on a residual stream, fully convolutional, so
 any grid size works and no bound depends on the number of tokens. In ``exact`` mode the forward pass
-*is* the integer network that ``exact.py`` exports (integers carried in float32, every partial sum
-below 2^24), with straight-through gradients; otherwise the same operators run in float.
+*is* the integer network of ``percoedge.export.exact`` (integers carried in float32, every partial
+sum below 2^24), with straight-through gradients; otherwise the same operators run in float.
 
 Scales are powers of two: a value v is carried as the integer v * 2^exponent. Rounding is to the
 nearest integer, halves to the even one, as the operators Round and QuantizeLinear of ONNX do.
@@ -14,27 +14,30 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from percoedge.export.config import MimConfig
-
-# What enters a convolution or a matrix product fits a byte, signed or (after the ReLU) unsigned.
-ACTIVATION_MIN, ACTIVATION_MAX = -128, 127
-HIDDEN_MAX = 255
-# Two products of a byte with a weight fit 16 bits, in which x86 CPUs without VNNI add them.
-WEIGHT_MAX = 63
-STREAM_MAX = 2047  # of the residual stream and of the logits
-STREAM_EXPONENT = 6
-NORM_EXPONENT = 5  # a normalised value of 1.0 is 32
-EXPONENTS = range(2, 8)  # that mixed and hidden activations may have
-LOGIT_EXPONENT = 4  # logits count sixteenths of an octave
-SQUARE_SHIFT = 3  # the stream is shifted down by this before it is squared
-
-# Sums of squares index the norm's table by this shift; larger sums share its last entry.
-NORM_SHIFT = 5
-NORM_ENTRIES = 1 << 16
+from percoedge.export.exact.integers import (
+    ACTIVATION_MAX,
+    ACTIVATION_MIN,
+    EXPONENTS,
+    HIDDEN_MAX,
+    LOGIT_EXPONENT,
+    NORM_ENTRIES,
+    NORM_EXPONENT,
+    NORM_SHIFT,
+    SQUARE_SHIFT,
+    STREAM_EXPONENT,
+    STREAM_MAX,
+    WEIGHT_MAX,
+    IntArray,
+    IntegerLayer,
+    IntegerMim,
+    frequency_table,
+)
 
 
 class Integers(NamedTuple):
@@ -251,3 +254,30 @@ class Mim(nn.Module):
             top = block.seen.new_tensor([ACTIVATION_MAX, HIDDEN_MAX])
             exponents = torch.floor(torch.log2(top / block.seen.clamp_min(1e-3)))
             block.exponents.copy_(exponents.clamp(EXPONENTS[0], EXPONENTS[-1]).long())
+
+
+def integer_mim(mim: Mim) -> IntegerMim:
+    """Read the integers off a trained model."""
+
+    def array(tensor: Tensor) -> IntArray:
+        result: IntArray = tensor.detach().double().round().numpy().astype(np.int64)
+        return result
+
+    def layer(integers: Integers) -> IntegerLayer:
+        weight = array(integers.weight)
+        weight = weight.T.copy() if weight.ndim == 2 else weight[:, 0]
+        return IntegerLayer(weight, array(integers.bias), array(integers.shift))
+
+    mim = mim.cpu()
+    scaled = torch.round(mim.embedding * 2.0**STREAM_EXPONENT)
+    blocks = []
+    for block in mim.blocks:
+        mix, up, down = (layer(integers) for integers in mim.block_integers(block))
+        blocks.append((mix, up, down))
+    return IntegerMim(
+        embedding=array(scaled.clamp(-STREAM_MAX, STREAM_MAX)),
+        blocks=tuple(blocks),
+        head=layer(mim.head.integers(NORM_EXPONENT, LOGIT_EXPONENT)),
+        norm_table=mim.table.numpy(),
+        weight_table=frequency_table(),
+    )

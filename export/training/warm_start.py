@@ -17,18 +17,18 @@ from onnx import numpy_helper
 from percoedge.engines.bundle import Bundle
 from percoedge.errors import BundleError
 from percoedge.export.config import Config
-from percoedge.export.exact.graph import integers_of
-from percoedge.export.exact.integers import IntegerLayer, IntegerMim
-from percoedge.export.graphs.onnx_files import whole_model
-from percoedge.export.models.family import Family
-from percoedge.export.models.mim import (
+from percoedge.export.exact.integers import (
     EXPONENTS,
     LOGIT_EXPONENT,
     NORM_EXPONENT,
     STREAM_EXPONENT,
-    Mim,
-    QuantLayer,
+    IntegerLayer,
+    IntegerMim,
 )
+from percoedge.export.exact.read import integers_of
+from percoedge.export.graphs.whole_model import whole_model
+from percoedge.export.models.family import Family
+from percoedge.export.models.mim import Mim, QuantLayer
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -18,13 +18,11 @@ from typing import Any
 import pytest
 from cases import Case, Report, Tally, Target, make_cases, write_cases
 from reference import answered
-from run_onnxruntime import VARIANTS
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
-from percoedge.export.exact.graph import integers_of
 from percoedge.export.exact.integers import IntegerMim
-from percoedge.export.graphs.onnx_files import whole_model
+from percoedge.export.exact.read import integers_of
 from percoedge.runtime.entropy import EntropyCodec
 
 _HERE = Path(__file__).parent
@@ -64,15 +62,10 @@ def coder(bundle: Bundle) -> EntropyCodec:
 
 
 @pytest.fixture(scope="session")
-def case_folder(
-    tmp_path_factory: pytest.TempPathFactory, bundle: Bundle, cases: list[Case]
-) -> Path:
-    """What targets read: the cases and the graphs, each in one file."""
+def case_folder(tmp_path_factory: pytest.TempPathFactory, cases: list[Case]) -> Path:
+    """What targets read, besides the bundle."""
     folder = tmp_path_factory.mktemp("cases")
     write_cases(cases, folder)
-    for variant in VARIANTS:
-        model = whole_model(bundle.read("entropy", variant))
-        (folder / f"entropy.{variant}.onnx").write_bytes(model.SerializeToString())
     return folder
 
 

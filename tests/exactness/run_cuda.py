@@ -12,16 +12,14 @@ import os
 from collections.abc import Sequence
 
 import onnxruntime
-import torch
 from cases import Case, Tally, make_cases
 from reference import answered
 from run_onnxruntime import run_all
-from torch_model import run_precisions
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime.backend import OPTIMIZATIONS, OnnxRuntimeBackend
-from percoedge.export.exact.graph import integers_of
 from percoedge.export.exact.integers import IntegerMim
+from percoedge.export.exact.read import integers_of
 
 
 def missing_provider() -> str | None:
@@ -31,6 +29,10 @@ def missing_provider() -> str | None:
 
 def missing_torch() -> str | None:
     """Why PyTorch's CUDA kernels cannot be tried here, or None."""
+    try:
+        import torch
+    except ImportError:
+        return "without PyTorch: pip install '.[export]'"
     return None if torch.cuda.is_available() else f"torch {torch.__version__} finds no GPU"
 
 
@@ -54,6 +56,9 @@ def try_provider(bundle: Bundle, cases: Sequence[Case], tf32: bool) -> Tally:
 
 def try_torch(model: IntegerMim, cases: Sequence[Case]) -> Tally:
     """PyTorch on the GPU: float32 proper, and with TF32."""
+    import torch
+    from torch_model import run_precisions
+
     device = torch.cuda.get_device_name()
     tally = Tally(f"torch {torch.__version__}, {device}: TF32 off and on")
     run_precisions(tally, model, "cuda", cases)

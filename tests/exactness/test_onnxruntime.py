@@ -21,6 +21,14 @@ _HERE = f"{platform.machine()}, onnxruntime {onnxruntime.__version__}"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_small_grids(variant: str, bundle: Bundle, cases: list[Case], report: Report) -> None:
+    tally = Tally(f"{_HERE}: {variant}, small grids")
+    run_all(tally, bundle, [case for case in cases if case.cells <= 256], ["all"], [1], [variant])
+    report(tally)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_level_thread_count_and_batch(
     variant: str, bundle: Bundle, cases: list[Case], report: Report
 ) -> None:

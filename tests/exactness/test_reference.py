@@ -5,19 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
+import pytest
 from cases import Case, Tally, batches, compare, digest, make_cases, read_cases
 from numpy.typing import NDArray
 
 from percoedge.engines.bundle import Bundle
-from percoedge.export.exact.graph import entropy_graphs
 from percoedge.export.exact.integers import IntegerMim, prove, reference_weights
-from percoedge.export.graphs.onnx_files import OPSET, WeightFile
 
 
 def test_the_integers_read_from_the_graph_make_the_very_same_graphs(
     bundle: Bundle, model: IntegerMim, tmp_path: Path
 ) -> None:
+    pytest.importorskip("torch", reason="without the exporter: pip install '.[export]'")
+    import onnx
+
+    from percoedge.export.exact.graph import entropy_graphs
+    from percoedge.export.graphs.onnx_files import OPSET, WeightFile
+
     file = tmp_path / "entropy.weights"
     with WeightFile(file) as weights:
         graphs = entropy_graphs(model, OPSET, weights)

@@ -17,15 +17,16 @@ from cases import Case, Run, Tally, compare
 from numpy.typing import NDArray
 from torch import Tensor
 
-from percoedge.export.exact.integers import IntegerLayer, IntegerMim
-from percoedge.export.models.mim import (
+from percoedge.export.exact.integers import (
     ACTIVATION_MAX,
     ACTIVATION_MIN,
     HIDDEN_MAX,
     SQUARE_SHIFT,
     STREAM_MAX,
-    norm_index,
+    IntegerLayer,
+    IntegerMim,
 )
+from percoedge.export.models.mim import norm_index
 
 
 def torch_run(model: IntegerMim, device: str) -> Run:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
-from percoedge.export.config import Config, load_config
-from percoedge.export.models.family import Family
+torch = pytest.importorskip("torch", reason="without the exporter: pip install '.[export]'")
+
+from percoedge.export.config import Config, load_config  # noqa: E402
+from percoedge.export.models.family import Family  # noqa: E402
 
 MICRO: dict[str, dict[str, Any]] = {
     "codec": {"codebook_size": 32, "latent_channels": 4},

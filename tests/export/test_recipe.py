@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from percoedge.export.bundle import export_bundle
 from percoedge.export.config import CONFIG_DIR, load_config
-from percoedge.export.exact.integers import integer_mim, language_digest
+from percoedge.export.exact.integers import language_digest
+from percoedge.export.models.mim import integer_mim
 from percoedge.export.train import train
+
+pytestmark = pytest.mark.slow
 
 _OVERRIDES = {
     "encoder_widths = [32, 64, 128]": "encoder_widths = [8, 8, 16]",
@@ -67,7 +71,7 @@ def test_the_recipe_runs_and_finishes_what_is_begun(tmp_path: Path) -> None:
     assert set(bundle.kinds) == {"encoder", "entropy", "flow", "decoder"}
     refined = train(str(config), photos, photos, tmp_path / "more", "cpu", start=str(bundle.path))
     assert not (tmp_path / "more" / "mim.pt").exists()
-    codebook = refined.quantizer.codebook
+    codebook = refined.quantizer.codebook.cpu().numpy()
     assert language_digest(integer_mim(refined.mim), codebook) == bundle.manifest.language
     before, after = (one.state_dict()["vae.decoder.0.weight"] for one in (family, refined))
     assert not torch.equal(before, after)

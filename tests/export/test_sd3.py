@@ -53,6 +53,8 @@ from percoedge.export.models.text import T5Graph
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.text import TextConditioner
 
+pytestmark = pytest.mark.slow
+
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 LONG = "a photo of a cup of coffee on a wooden table beside an open window " * 3
 

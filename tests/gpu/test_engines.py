@@ -14,7 +14,7 @@ from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Engine, TensorSpec, split_axis
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend, OrtBuffer
-from percoedge.export.exact.graph import integers_of
+from percoedge.export.exact.read import integers_of
 from percoedge.runtime.images import read_image
 
 SIZES = {"n": 2, "h": 12, "w": 17, "p": 60, "l": 77}

@@ -72,6 +72,34 @@ print(*asked_for)
     assert run(code).split() == []
 
 
+def test_exactness_is_checked_without_the_exporter() -> None:
+    """What boards run (pytest tests/gpu tests/exactness) is imported, or skipped with a reason."""
+    folders = [ROOT / "tests" / name for name in ("gpu", "exactness")]
+    paths = [
+        path for folder in folders for path in sorted(folder.glob("*.py"))
+        if path.name != "torch_model.py"
+    ]  # fmt: skip
+    code = f"""
+import importlib.util, sys
+from _pytest.outcomes import Skipped
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {TRAINING!r}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent())
+sys.path += {[str(folder) for folder in folders]!r}
+import percoedge.export.exact.integers, percoedge.export.exact.read
+for number, path in enumerate({[str(path) for path in paths]!r}):
+    spec = importlib.util.spec_from_file_location(f"module_{{number}}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Skipped as reason:
+        print(path.rpartition("/")[2], reason)
+"""
+    assert run(code).splitlines() == ["test_torch.py without PyTorch: pip install '.[export]'"]
+
+
 @pytest.mark.parametrize("module", ["percoedge", "percoedge.errors"])
 def test_names_cost_nothing_until_used(module: str) -> None:
     code = (

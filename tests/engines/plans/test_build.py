@@ -38,7 +38,7 @@ from percoedge.engines.tensorrt.library import (
     supported_targets,
 )
 from percoedge.errors import BackendError, OutputError, UsageError
-from percoedge.export.graphs.onnx_files import whole_model
+from percoedge.export.graphs.whole_model import whole_model
 
 TARGETS = (86, 89, 120)
 SIZES = [(512, 512), (768, 512), (1920, 1088)]
@@ -83,6 +83,7 @@ def tiny_profile(tiny: Bundle, kind: str) -> Profile:
 # ---- what is built ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_graph_of_the_shipped_bundle_builds(
     rtx: Library, tiny: Bundle, kind: str, tmp_path: Path, log: Any

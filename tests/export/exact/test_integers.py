@@ -18,13 +18,12 @@ from percoedge.export.exact.integers import (
     ExactnessError,
     IntegerMim,
     frequency_table,
-    integer_mim,
     prove,
     reference_weights,
 )
 from percoedge.export.graphs.onnx_files import OPSET, WeightFile
 from percoedge.export.models.family import Family
-from percoedge.export.models.mim import Mim, norm_index, norm_table
+from percoedge.export.models.mim import Mim, integer_mim, norm_index, norm_table
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from percoedge.engines.bundle import Bundle
 from percoedge.engines.selection import select
 from percoedge.errors import BundleError
 from percoedge.export.config import load_config
-from percoedge.export.exact.integers import integer_mim, language_digest
+from percoedge.export.exact.integers import language_digest
 from percoedge.export.graphs.modules import graph_plans
 from percoedge.export.graphs.onnx_files import example_feeds
 from percoedge.export.models.family import Family
+from percoedge.export.models.mim import integer_mim
 from percoedge.export.training.warm_start import family_from_bundle
 
 
@@ -23,7 +24,7 @@ def restored() -> Family:
 
 
 def test_it_speaks_the_same_language(restored: Family) -> None:
-    digest = language_digest(integer_mim(restored.mim), restored.quantizer.codebook)
+    digest = language_digest(integer_mim(restored.mim), restored.quantizer.codebook.numpy())
     assert digest == Bundle.open("tiny").manifest.language
 
 
