@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from cases import Case, Tally, batches, compare, digest, make_cases, read_cases
 from numpy.typing import NDArray
 
 from percoedge.engines.bundle import Bundle
+from percoedge.errors import BundleError
 from percoedge.export.exact.integers import IntegerMim, prove, reference_weights
+from percoedge.export.exact.read import integers_of
 
 
 def test_the_integers_read_from_the_graph_make_the_very_same_graphs(
@@ -29,6 +32,17 @@ def test_the_integers_read_from_the_graph_make_the_very_same_graphs(
         source = bundle.read("entropy", variant)
         assert again == onnx.load_from_string(source.model)
         assert source.data == {file.name: file.read_bytes()}
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.9])
+def test_what_cannot_be_read_back_is_one_error(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    source = bundle.read("entropy", "fp32")
+    cut = dataclasses.replace(source, model=source.model[: int(share * len(source.model))])
+    monkeypatch.setattr(Bundle, "read", lambda *_: cut)
+    with pytest.raises(BundleError, match="expected an entropy graph as .* export the bundle"):
+        integers_of(bundle)
 
 
 def test_no_partial_sum_of_the_bundle_reaches_two_to_the_24(model: IntegerMim) -> None:
