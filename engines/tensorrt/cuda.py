@@ -107,10 +107,8 @@ class Gpu:
         try:
             buffer = self._pinned[rounded].pop()
         except (KeyError, IndexError):
-            try:
+            with self.doing(f"pinning {rounded / _MIB:.1f} MiB"):
                 buffer = self._host_memory.allocate(rounded)
-            except Exception as error:
-                raise self.failure(f"pinning {rounded / _MIB:.1f} MiB", error) from error
         address = int(buffer.handle)
         lease = _Lease(buffer, address, size_bytes, self._pinned.setdefault(rounded, []))
         return HostMemory(address, np.asarray(lease))
@@ -118,10 +116,8 @@ class Gpu:
     def copy(self, target: int, source: int, size_bytes: int) -> None:
         """Queue a copy between two addresses, each on the GPU or pinned."""
         handle = self._core.Buffer.from_handle
-        try:
+        with self.doing("copying"):
             handle(target, size_bytes).copy_from(handle(source, size_bytes), stream=self._stream)
-        except Exception as error:
-            raise self.failure("copying", error) from error
 
     def mark(self, *, timed: bool = False) -> Mark:
         """A mark to put behind queued work and to wait for; ``timed``: and to tell times by."""
@@ -181,10 +177,16 @@ class Gpu:
 
     def wait(self) -> None:
         """Block until everything queued is done; raises BackendError when some of it failed."""
-        try:
+        with self.doing("waiting for the GPU"):
             self._stream.sync()
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Make a failure of this action of whatever cuda.core raises: it has no common base."""
+        try:
+            yield
         except Exception as error:
-            raise self.failure("waiting for the GPU", error) from error
+            raise self.failure(what, error) from error
 
     def failure(self, what: str, cause: object) -> BackendError:
         """The error to raise for work that failed; finds out whether the GPU is lost.
@@ -252,24 +254,18 @@ class Mark:
 
     def put(self) -> None:
         """Put the mark behind what is queued now."""
-        try:
+        with self._gpu.doing("recording an event"):
             self._stream.record(self._event)
-        except Exception as error:
-            raise self._gpu.failure("recording an event", error) from error
 
     def wait(self) -> None:
         """Block until what was queued before the mark is done; at once when it was never put."""
-        try:
+        with self._gpu.doing("waiting for the GPU"):
             self._event.sync()
-        except Exception as error:
-            raise self._gpu.failure("waiting for the GPU", error) from error
 
     def since_ms(self, earlier: Mark) -> float:
         """Milliseconds on the GPU's clock between two timed marks, both of which were reached."""
-        try:
+        with self._gpu.doing("reading the times of events"):
             return float(self._event - earlier._event)
-        except Exception as error:
-            raise self._gpu.failure("reading the times of events", error) from error
 
 
 class Captured:
@@ -282,10 +278,8 @@ class Captured:
 
     def launch(self) -> None:
         """Queue the work."""
-        try:
+        with self._gpu.doing("launching a CUDA graph"):
             self._graph.launch(self._stream)
-        except Exception as error:
-            raise self._gpu.failure("launching a CUDA graph", error) from error
 
     def free(self) -> None:
         """Give the memory back; doing so twice is harmless."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -82,12 +81,7 @@ class TensorRtEngine:
     def __enter__(self) -> TensorRtEngine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
 
     def _binding_for(self, feeds: Mapping[str, Buffer], contexts: Contexts) -> Binding:
