@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from percoedge.bitstream.schedules import passes
 from percoedge.export.config import Config
 from percoedge.export.models.family import Family
+from percoedge.export.models.sampling import sample
 
 Channels = NDArray[np.float32]
 
@@ -92,15 +93,15 @@ def _latents(family: Family, config: Config, generator: torch.Generator) -> Iter
     noise = torch.randn((len(tokens), codec.latent_channels, height, width), generator=generator)
     samplings = (*_SAMPLINGS, _GUIDED_SAMPLING) if config.flow.guided else _SAMPLINGS
     for steps, guidance in samplings:
-        x = noise
-        for index in range(steps):
-            t = torch.full((len(tokens),), 1 - index / steps)
-            velocity = family.flow(x, z, t)
-            if guidance != 1:
-                without = family.flow(x, nothing, t)
-                velocity = without + guidance * (velocity - without)
-            x = x - velocity / steps
-        yield x
+
+        def velocity(x: Tensor, z: Tensor, t: Tensor, guidance: float = guidance) -> Tensor:
+            with_tokens: Tensor = family.flow(x, z, t)
+            if guidance == 1:
+                return with_tokens
+            without: Tensor = family.flow(x, nothing, t)
+            return without + guidance * (with_tokens - without)
+
+        yield sample(velocity, noise, z, steps)
 
 
 def _tokens(family: Family, config: Config, generator: torch.Generator) -> Tensor:

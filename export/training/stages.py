@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from percoedge.export.config import Config
 from percoedge.export.models.family import Family
+from percoedge.export.models.sampling import sample
 from percoedge.export.models.vae import TinyVae
 from percoedge.export.training.data import Photos, image_tensor
 from percoedge.export.training.latents import LatentPhotos
@@ -158,11 +159,9 @@ def decode_figures(family: Family, valid: list[Tensor], side: int) -> dict[str, 
                 latent = family.vae.encode(photo)
                 tokens = family.quantizer.nearest(family.quantizer.codes(family.hyper(latent)))
                 z = family.quantizer.embed(tokens)
-                x = torch.randn(latent.shape, generator=generator).to(device)
-                for index in range(steps):
-                    t = torch.full((1,), 1 - index / steps, device=device)
-                    x = x - family.flow(x, z, t).float() / steps
-                outputs.append(family.vae.decode(x).float())
+                noise = torch.randn(latent.shape, generator=generator).to(device)
+                made = sample(family.flow, noise, z, steps)
+                outputs.append(family.vae.decode(made).float())
         for key, value in image_figures(outputs, targets).items():
             figures[f"{key}_{steps}step"] = value
     return figures
