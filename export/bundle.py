@@ -26,6 +26,7 @@ from msgspec.structs import replace
 
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
 from percoedge.engines.bundle.manifest import CodecConstants
+from percoedge.engines.comparison import example_feeds
 from percoedge.errors import BundleError, PercoedgeError
 from percoedge.export.assemble import Assembly, Sources, assemble, random_family
 from percoedge.export.checks.margins import check_margins
@@ -35,11 +36,10 @@ from percoedge.export.exact.graph import entropy_graphs
 from percoedge.export.exact.integers import IntegerMim, language_digest, prove
 from percoedge.export.graphs.costs import with_costs
 from percoedge.export.graphs.int8 import with_int8
-from percoedge.export.graphs.modules import entropy_specs, graph_plans, graph_ranges
+from percoedge.export.graphs.modules import DTYPES, entropy_specs, graph_plans
 from percoedge.export.graphs.onnx_files import (
     OPSET,
     WeightFile,
-    example_feeds,
     round_weights,
     trace,
     write_program,
@@ -48,7 +48,6 @@ from percoedge.export.models.family import Family, in_precision
 from percoedge.export.models.mim import integer_mim
 from percoedge.export.models.text import null_condition
 
-_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _EXAMPLE_SIZES = {"n": 2, "h": 5, "w": 7}  # odd and unequal, so that nothing is baked in
 
 
@@ -61,7 +60,7 @@ def export_bundle(
     licence: str,
     provenance: dict[str, Any] | None = None,
     tokenizers: Mapping[str, str] | None = None,
-    variants: Sequence[str] = tuple(_DTYPES),
+    variants: Sequence[str] = tuple(DTYPES),
 ) -> Bundle:
     """Write all graphs and the manifest of a family into the directory ``out``.
 
@@ -121,12 +120,12 @@ def _export_graph(
 ) -> dict[str, tuple[str, ...]]:
     """Write one graph in each variant; returns the names of its files by variant."""
     plan = graph_plans(config)[kind]
-    feeds = example_feeds(plan.inputs, _EXAMPLE_SIZES, graph_ranges(config, kind))
+    feeds = example_feeds(plan.inputs, _EXAMPLE_SIZES, config.codec.codebook_size)
     files = {}
     with in_precision(family, plan.parts, torch.float16):  # which rounds the weights
         for variant in variants:
-            with in_precision(family, plan.parts, _DTYPES[variant]):
-                module = plan.build(family, _DTYPES[variant])
+            with in_precision(family, plan.parts, DTYPES[variant]):
+                module = plan.build(family, DTYPES[variant])
                 program = trace(module, plan.inputs, plan.outputs, feeds, plan.bounds)
                 files[variant] = write_program(program, out / f"{kind}.{variant}.onnx", weights)
     return files
@@ -217,7 +216,7 @@ def main() -> int:
             licence=args.licence or licence,
             provenance=provenance,
             tokenizers=assembly.tokenizers,
-            variants=("fp16",) if args.fp16_only else tuple(_DTYPES),
+            variants=("fp16",) if args.fp16_only else tuple(DTYPES),
         )
         bounds = prove(integer_mim(family.mim))
         print(f"largest partial sum of the entropy model: {max(bounds.values())} of {2**24 - 1}")

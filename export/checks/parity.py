@@ -2,116 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from percoedge.bitstream.schedules import passes
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.comparison import (
+    Arrays,
+    Difference,
+    Source,
+    backend_source,
+    compare_sources,
+    difference_cells,
+    example_feeds,
+    function_source,
+)
+from percoedge.engines.contract import Backend
 from percoedge.engines.selection import select
+from percoedge.errors import BundleError
 from percoedge.export.config import Config
 from percoedge.export.exact.integers import reference_weights
-from percoedge.export.graphs.modules import graph_plans, graph_ranges
-from percoedge.export.graphs.onnx_files import example_feeds
+from percoedge.export.graphs.modules import DTYPES, graph_plans
 from percoedge.export.models.family import Family, in_precision
 from percoedge.export.models.mim import integer_mim
 
-# Relative L2 error of float outputs; share of integers (tokens, pixels) that differ, but relative
-# L2 error of pixels made in INT8, where one level up or down is the rule. The largest of a graph's
-# outputs counts. Flow and text have the bounds below.
-BOUNDS = {
-    ("encoder", "fp32"): 0.001,
-    ("encoder", "fp16"): 0.02,
-    ("decoder", "fp32"): 0.001,
-    ("decoder", "fp16"): 0.2,
-    ("decoder", "int8"): 0.05,
-    ("entropy", "fp32"): 0.0,
-    ("entropy", "fp16"): 0.0,
-    ("entropy", "int8"): 0.0,
-}
-_OTHER_BOUNDS = {"fp32": 1e-5, "fp16": 5e-3, "int8": 0.05}
-_GRIDS = ({"n": 1, "h": 16, "w": 16}, {"n": 2, "h": 5, "w": 7}, {"n": 1, "h": 1, "w": 1})
+_COLUMNS = "{:<12}  {:<14}  {:<24}  {:>11}  {:>8}  {:>9}  {:>7}  {:>8}  {}"
+_GRIDS = ((1, 16, 16), (2, 5, 7), (1, 1, 1))
 
 
-@dataclass(frozen=True)
-class Parity:
-    """``error`` as described at BOUNDS, the largest over the grids tried, and its ``bound``."""
-
-    kind: str
-    variant: str
-    error: float
-    bound: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether the error is within its bound."""
-        return self.error <= self.bound
-
-
-def check_parity(family: Family, config: Config, bundle: Bundle) -> list[Parity]:
+def check_parity(family: Family, config: Config, bundle: Bundle) -> list[Difference]:
     """Run every graph of the bundle through ONNX Runtime on the CPU, beside PyTorch in FP32.
 
     ``family``: as the export left it, on the CPU; its parts are in FP32 one after the other.
+    Raises BundleError when the bundle has graphs that the configuration has not.
     """
     backend = select("onnxruntime-cpu")
-    table = []
+    rows: list[Difference] = []
     for kind in bundle.kinds:
-        cases = list(_cases(family.eval(), config, kind, bundle))
-        for variant in bundle.manifest.graphs[kind].variants:
-            errors: list[float] = []
-            with backend.load(bundle.read(kind, variant)) as engine:
-                for feeds, expected in cases:
-                    outputs = map(np.asarray, engine.run(feeds).values())
-                    errors += (
-                        _error(output, wanted, counted=(kind, variant) != ("decoder", "int8"))
-                        for output, wanted in zip(outputs, expected, strict=True)
-                    )
-            bound = BOUNDS.get((kind, variant), _OTHER_BOUNDS[variant])
-            table.append(Parity(kind, variant, max(errors), bound))
-    return table
+        base = torch_source(family, config, kind)
+        feeds = grid_feeds(bundle, kind, _GRIDS)
+        rows += compare_sources(kind, feeds, base, variant_sources(bundle, kind, backend))
+    return rows
 
 
-def _error(output: NDArray[Any], expected: NDArray[Any], *, counted: bool) -> float:
-    if counted and output.dtype.kind in "iu":
-        return float(np.mean(output != expected))
-    difference = output.astype(np.float64) - expected
-    return float(np.linalg.norm(difference) / max(1e-12, float(np.linalg.norm(expected))))
+def variant_sources(bundle: Bundle, kind: str, backend: Backend) -> list[Source]:
+    """Every variant of a graph on one backend, which must run them all."""
+    variants = bundle.manifest.graphs[kind].variants
+    return [backend_source(backend, bundle.graph(kind, variant)) for variant in variants]
 
 
-def _cases(
-    family: Family, config: Config, kind: str, bundle: Bundle
-) -> Iterator[tuple[dict[str, NDArray[Any]], list[NDArray[Any]]]]:
-    """Feeds and what the family makes of them, output by output, per grid."""
+def grid_feeds(bundle: Bundle, kind: str, grids: Sequence[tuple[int, int, int]]) -> list[Arrays]:
+    """Seeded feeds of a graph for grids of n, h and w tokens; one per n without a grid."""
+    inputs = bundle.manifest.graphs[kind].input_specs
+    if not any(axis == "h" or str(axis).endswith("*h") for spec in inputs for axis in spec.shape):
+        grids = list({grid[0]: grid for grid in grids}.values())
+    size = bundle.codec.codebook_size
+    return [example_feeds(inputs, dict(zip("nhw", grid, strict=True)), size) for grid in grids]
+
+
+def torch_source(family: Family, config: Config, kind: str, variant: str = "fp32") -> Source:
+    """What PyTorch makes of a graph of this kind, in FP32 or FP16; integers are the same in both.
+
+    Raises BundleError when the configuration has no such graph.
+    """
     if kind == "entropy":
         model = integer_mim(family.mim)
-        for grid in _GRIDS:
-            rng = np.random.default_rng(0)
-            shape = (grid["n"], grid["h"], grid["w"])
-            tokens = rng.integers(0, config.codec.codebook_size + 1, shape).astype(np.int32)
-            positions = passes("checkerboard", *shape[1:])[0]
-            expected = reference_weights(model, tokens.astype(np.int64), positions.astype(np.int64))
-            yield {"tokens": tokens, "positions": positions}, [expected]
-        return
-    plan = graph_plans(config)[kind]
-    with in_precision(family, plan.parts, torch.float32), torch.no_grad():
-        module = plan.build(family, torch.float32)
-        for grid in _GRIDS:
-            feeds = example_feeds(plan.inputs, grid, graph_ranges(config, kind))
-            result = module(**feeds)
-            results = result if isinstance(result, tuple) else (result,)
-            yield {n: feed.numpy() for n, feed in feeds.items()}, [r.numpy() for r in results]
 
+        def weights(feeds: Arrays) -> Arrays:
+            tokens, positions = (feeds[n].astype(np.int64) for n in ("tokens", "positions"))
+            return {"weights": reference_weights(model, tokens, positions)}
 
-def format_table(rows: list[Parity]) -> str:
-    """The table as text, one row per graph and variant."""
-    lines = [f"{'graph':<12} {'variant':<8} {'error':>10} {'bound':>10}"]
-    for row in rows:
-        verdict = "" if row.ok else "  FAILED"
-        lines.append(
-            f"{row.kind:<12} {row.variant:<8} {row.error:>10.2e} {row.bound:>10.0e}{verdict}"
+        return function_source("torch", variant, weights)
+    plan = graph_plans(config).get(kind)
+    if plan is None:
+        raise BundleError(
+            f"expected a bundle with the graphs of the configuration, got one with {kind!r} too; "
+            "give the configuration that it was exported with (--config)"
         )
-    return "\n".join(lines)
+    names = [spec.name for spec in plan.outputs]
+
+    @contextmanager
+    def start() -> Iterator[Callable[[Arrays], Arrays]]:
+        dtype = DTYPES[variant]
+        with in_precision(family, plan.parts, dtype), torch.no_grad():
+            module = plan.build(family.eval(), dtype)
+
+            def run(feeds: Arrays) -> Arrays:
+                result = module(**{name: torch.from_numpy(feed) for name, feed in feeds.items()})
+                results = result if isinstance(result, tuple) else (result,)
+                return {n: tensor.numpy() for n, tensor in zip(names, results, strict=True)}
+
+            yield run
+
+    return Source("torch", variant, start)
+
+
+def format_table(rows: Sequence[Difference]) -> str:
+    """The differences as text, one line each."""
+    return "\n".join(_COLUMNS.format(*cells).rstrip() for cells in difference_cells(rows))

@@ -19,6 +19,9 @@ from percoedge.export.config import Config
 from percoedge.export.models.family import Family
 from percoedge.export.models.text import CLIP_TOWERS, ClipGraph, JoinGraph, T5Graph, tower_length
 
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+"""What a float graph computes in, by variant; weights are stored as the first of them has them."""
+
 
 class EncoderGraph(nn.Module):
     """image uint8 (n,16h,16w,3) -> tokens int32 (n,h,w)."""
@@ -206,16 +209,6 @@ def _text_plans(config: Config) -> dict[str, GraphPlan]:
 def _tower_graph(name: str, family: Family, dtype: torch.dtype) -> nn.Module:
     graph = ClipGraph if name in CLIP_TOWERS else T5Graph
     return graph(family.text[name])
-
-
-def graph_ranges(config: Config, kind: str) -> dict[str, int]:
-    """What the integer inputs of a graph stay below, by name."""
-    tower = config.text.get(kind.removeprefix("text_"), {})
-    return {
-        "image": 256,
-        "tokens": config.codec.codebook_size,
-        "ids": int(tower.get("vocab_size", 0)),
-    }
 
 
 def entropy_specs(config: Config) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -9,8 +9,8 @@ needs no more memory than the module itself.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -68,51 +68,22 @@ class WeightFile:
     def __enter__(self) -> WeightFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self._file.close()
         if not self._offsets:
             self.path.unlink()
-
-
-def example_feeds(
-    inputs: tuple[TensorSpec, ...], sizes: dict[str, int], ranges: dict[str, int], seed: int = 0
-) -> dict[str, torch.Tensor]:
-    """Random inputs at the given sizes; integer inputs stay below their entry in ``ranges``."""
-    generator = torch.Generator().manual_seed(seed)
-    feeds = {}
-    for spec in inputs:
-        shape = tuple(_size(axis, sizes) for axis in spec.shape)
-        if spec.dtype == "float32":
-            uniform = spec.shape == (1,)  # a scalar knob within 0..1
-            draw = torch.rand if uniform else torch.randn
-            feeds[spec.name] = draw(shape, generator=generator)
-        else:
-            dtype = getattr(torch, spec.dtype)
-            high = ranges[spec.name]
-            feeds[spec.name] = torch.randint(0, high, shape, generator=generator).to(dtype)
-    return feeds
-
-
-def _size(axis: int | str, sizes: dict[str, int]) -> int:
-    if isinstance(axis, int):
-        return axis
-    factor, symbol = split_axis(axis)
-    return factor * sizes[symbol]
 
 
 def trace(
     module: nn.Module,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
-    feeds: dict[str, torch.Tensor],
+    feeds: Mapping[str, NDArray[Any]],
     bounds: dict[str, int],
 ) -> torch.onnx.ONNXProgram:
     """Export a module with symbolic axes; ``bounds`` caps them (inclusive).
+
+    ``feeds``: inputs to trace it with, of any size.
 
     The program refers to the tensors of the module: write it before they change.
     """
@@ -132,7 +103,7 @@ def trace(
     return torch.onnx.export(
         module.eval(),
         (),
-        kwargs=feeds,
+        kwargs={name: torch.from_numpy(feed) for name, feed in feeds.items()},
         dynamic_shapes=dynamic_shapes,
         dynamo=True,
         opset_version=OPSET,

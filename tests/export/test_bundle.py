@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -10,12 +12,12 @@ from onnx import TensorProto
 
 from percoedge import Codec
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.comparison import example_feeds
 from percoedge.engines.selection import select
 from percoedge.export.bundle import export_bundle
 from percoedge.export.checks.parity import check_parity
 from percoedge.export.config import Config, load_config
 from percoedge.export.graphs.modules import graph_plans
-from percoedge.export.graphs.onnx_files import example_feeds
 from percoedge.export.models.family import Family
 from percoedge.runtime.images.metrics import psnr_db
 
@@ -30,13 +32,22 @@ def bundle(family: Family, config: Config, tmp_path_factory: pytest.TempPathFact
 
 def test_every_graph_agrees_with_pytorch(family: Family, config: Config, bundle: Bundle) -> None:
     rows = check_parity(family, config, bundle)
-    assert {(row.kind, row.variant) for row in rows} == {
-        (kind, variant)
+    assert {(row.graph, row.b) for row in rows} == {
+        (kind, f"onnxruntime-cpu {variant}")
         for kind in ("encoder", "entropy", "flow", "flow_guided", "decoder")
         for variant in ("fp32", "fp16", "int8")
         if variant != "int8" or kind != "encoder"
     }
     assert [row for row in rows if not row.ok] == []
+
+
+def test_a_changed_weight_is_found(family: Family, config: Config, bundle: Bundle) -> None:
+    other = copy.deepcopy(family)
+    with torch.no_grad():
+        for parameter in other.vae.decoder.parameters():
+            parameter.mul_(1.05)
+    failed = {row.graph for row in check_parity(other, config, bundle) if not row.ok}
+    assert failed == {"decoder"}
 
 
 @pytest.mark.parametrize("optimization", ["off", "basic", "extended"])
@@ -71,19 +82,18 @@ def test_the_flow_runs_on_odd_and_even_grids(
     plan = graph_plans(config)[kind]
     module = plan.build(family, torch.float32)
     sizes = {"n": 1, "h": grid[0], "w": grid[1]}
-    feeds = example_feeds(plan.inputs, sizes, {"tokens": config.codec.codebook_size + 1})
+    feeds = example_feeds(plan.inputs, sizes, config.codec.codebook_size)
     with torch.no_grad():
-        expected = module(**feeds).numpy()
+        expected = module(**{name: torch.from_numpy(feed) for name, feed in feeds.items()}).numpy()
     with select("onnxruntime-cpu").load(bundle.read(kind, "fp32")) as engine:
-        (result,) = engine.run({name: feed.numpy() for name, feed in feeds.items()}).values()
+        (result,) = engine.run(feeds).values()
     np.testing.assert_allclose(np.asarray(result), expected, atol=1e-4)
 
 
 def test_guidance_of_one_changes_nothing(config: Config, bundle: Bundle) -> None:
     backend = select("onnxruntime-cpu")
     inputs = graph_plans(config)["flow_guided"].inputs
-    tensors = example_feeds(inputs, {"n": 2, "h": 3, "w": 4}, {"tokens": 32})
-    feeds = {name: tensor.numpy() for name, tensor in tensors.items()}
+    feeds = example_feeds(inputs, {"n": 2, "h": 3, "w": 4}, config.codec.codebook_size)
     feeds["guidance"] = np.ones(1, np.float32)
     with backend.load(bundle.read("flow_guided", "fp32")) as engine:
         guided = np.asarray(engine.run(feeds)["x_next"])

@@ -36,6 +36,7 @@ from transformers import (
 
 from percoedge import Codec
 from percoedge.engines.bundle import Bundle, pack_zip
+from percoedge.engines.comparison import example_feeds
 from percoedge.engines.selection import select
 from percoedge.errors import BackendError, BundleError, UsageError
 from percoedge.export import bundle as command
@@ -43,8 +44,8 @@ from percoedge.export.assemble import Assembly, Sources, assemble
 from percoedge.export.bundle import export_bundle
 from percoedge.export.checks.parity import check_parity
 from percoedge.export.config import RATES, Config, at_rate, load_config
-from percoedge.export.graphs.modules import graph_plans, graph_ranges
-from percoedge.export.graphs.onnx_files import example_feeds, round_weights, trace
+from percoedge.export.graphs.modules import graph_plans
+from percoedge.export.graphs.onnx_files import round_weights, trace
 from percoedge.export.models.family import Family, in_precision
 from percoedge.export.models.flow import FlowModel
 from percoedge.export.models.hyper import HyperEncoder, VectorQuantizer
@@ -253,7 +254,7 @@ def test_the_autoencoder_computes_what_diffusers_does(assembly: Assembly, source
 
 def test_every_graph_agrees_with_pytorch(assembly: Assembly, bundle: Bundle) -> None:
     rows = check_parity(assembly.family, assembly.config, bundle)
-    assert {row.kind for row in rows} == {
+    assert {row.graph for row in rows} == {
         *("encoder", "entropy", "flow", "flow_guided", "decoder"),
         *("text_clip_l", "text_clip_g", "text_t5", "text_join"),
     }
@@ -387,14 +388,15 @@ def test_t5_keeps_in_fp32_what_would_overflow() -> None:
 def test_graphs_in_fp16_are_close(assembly: Assembly, kind: str, bound: float) -> None:
     config, family = assembly.config, assembly.family
     plan, half = graph_plans(config)[kind], torch.float16
-    feeds = example_feeds(plan.inputs, {"n": 2, "h": 2, "w": 3}, graph_ranges(config, kind))
+    feeds = example_feeds(plan.inputs, {"n": 2, "h": 2, "w": 3}, config.codec.codebook_size)
     with in_precision(family, plan.parts, half):
         program = trace(plan.build(family, half), plan.inputs, plan.outputs, feeds, plan.bounds)
         model = program.model_proto
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    result = session.run(None, {name: feed.numpy() for name, feed in feeds.items()})[0]
+    result = session.run(None, feeds)[0]
     with in_precision(family, plan.parts, torch.float32), torch.no_grad():
-        output = plan.build(family, torch.float32)(**feeds)
+        tensors = {name: torch.from_numpy(feed) for name, feed in feeds.items()}
+        output = plan.build(family, torch.float32)(**tensors)
     expected = (output[0] if isinstance(output, tuple) else output).numpy()
     if expected.dtype == np.uint8:
         assert np.mean(result != expected) < bound

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CORE = ("bitstream", "engines", "runtime")
 PARTS = (*CORE, "bundles", "export")
-INFERENCE = {"cuda", "onnxruntime", "tensorrt", "tensorrt_rtx"}
-TRAINING = {"diffusers", "onnx", "onnxscript", "polygraphy", "safetensors", "torch", "transformers"}
+INFERENCE = {"cuda", "onnxruntime", "polygraphy", "tensorrt", "tensorrt_rtx"}
+TRAINING = {"diffusers", "onnx", "onnxscript", "safetensors", "torch", "transformers"}
 MODULES = sorted(
     ".".join(("percoedge", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
     for part in CORE

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.comparison import example_feeds
 from percoedge.engines.selection import select
 from percoedge.errors import BundleError
 from percoedge.export.config import load_config
 from percoedge.export.exact.integers import language_digest
 from percoedge.export.graphs.modules import graph_plans
-from percoedge.export.graphs.onnx_files import example_feeds
 from percoedge.export.models.family import Family
 from percoedge.export.models.mim import integer_mim
 from percoedge.export.training.warm_start import family_from_bundle
@@ -32,11 +32,12 @@ def test_it_speaks_the_same_language(restored: Family) -> None:
 def test_its_modules_compute_what_the_graphs_compute(restored: Family, kind: str) -> None:
     config = load_config("tiny")
     source = Bundle.open("tiny").read(kind, "fp32")
-    feeds = example_feeds(source.inputs, {"n": 1, "h": 4, "w": 5}, {"image": 256, "tokens": 1024})
+    feeds = example_feeds(source.inputs, {"n": 1, "h": 4, "w": 5}, 1024)
+    module = graph_plans(config)[kind].build(restored, torch.float32)
     with torch.no_grad():
-        expected = graph_plans(config)[kind].build(restored, torch.float32)(**feeds).numpy()
+        expected = module(**{name: torch.from_numpy(feed) for name, feed in feeds.items()}).numpy()
     with select("onnxruntime-cpu").load(source) as engine:
-        (output,) = engine.run({name: feed.numpy() for name, feed in feeds.items()}).values()
+        (output,) = engine.run(feeds).values()
     if kind == "flow":
         np.testing.assert_allclose(np.asarray(output), expected, atol=1e-4)
     else:  # tokens and pixels: a last bit may turn one of them
