@@ -21,6 +21,8 @@ def describe(packages: tuple[str, ...] = ()) -> dict[str, Any]:
     """Machine, versions (of ``packages`` too), commit and command of this run."""
     # paths by their last part: where a file lies says nothing to a reader
     arguments = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    program = Path(sys.argv[0])
+    module = program.parent.name if program.stem == "__main__" else program.stem
     versions = {}
     for name in (*_PACKAGES, *packages):
         try:
@@ -35,7 +37,7 @@ def describe(packages: tuple[str, ...] = ()) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "commit": commit() or "missing",
-        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *arguments]),
+        "command": " ".join(["python -m", f"benchmarks.{module}", *arguments]),
     }
 
 

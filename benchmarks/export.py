@@ -9,13 +9,11 @@ depends on what else the machine does.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from benchmarks.environment import report
+from benchmarks.timing import process_cost
 
 
 def main() -> None:
@@ -27,19 +25,15 @@ def main() -> None:
     args, further = parser.parse_known_args()
     arguments = [args.config, "--random", "--skip-parity", *further]
     command = [sys.executable, "-m", "percoedge.export.bundle", *arguments, "--out", str(args.out)]
-    began = time.perf_counter()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed with status {status}")
+    cost = process_cost(command)
     sizes = {path.name: path.stat().st_size for path in sorted(args.out.iterdir())}
     report(
         args.save or "export",
         {
             "export": " ".join(arguments),
-            "wall_s": round(time.perf_counter() - began),
-            "processor_s": round(usage.ru_utime + usage.ru_stime),
-            "peak_memory_gib": round(usage.ru_maxrss / 2**20, 2),
+            "wall_s": round(cost.wall_s),
+            "processor_s": round(cost.processor_s),
+            "peak_memory_gib": round(cost.peak_mib / 1024, 2),
             "size_gib": round(sum(sizes.values()) / 2**30, 2),
             "largest_files_mib": {
                 name: round(size / 2**20, 1) for name, size in sizes.items() if size > 1 << 20

@@ -1,243 +1,323 @@
-"""Decode and encode time of a bundle against PyTorch eager, interleaved in one run.
+"""Encode and decode against PyTorch, everything that can do it taking turns in one run.
 
-    python -m benchmarks.speed PHOTO [--rounds 10] [--save NAME]
+    python -m benchmarks.speed [PHOTO] [--device cuda] [--sides NAME,...] [--save NAME]
 
-The eager side runs the same modules (of the family's configuration, random weights: time does not
-depend on them) over the same passes, steps and sizes, range coding included. Also measured: the
-time from the start of a process to its first decoded image, and its peak memory.
+Sides are backends, "eager" and "compile": PyTorch's modules with random weights (time does not
+depend on them) in FP32 on a CPU, in FP16 on a GPU, over the same passes, steps, tiles and sizes,
+range coding included. Three things are raced: encode, a whole decode, and "render", which is flow
+and decoder alone, from noise and tokens to pixels on the host; of bundles with text only the last.
+Ratios are those of the same round, with their quartiles. Besides:
+
+    stages          of a decode, by backend, at the last number of steps
+    engines         times of single calls, and what is left of a decode for Python
+    gflop           of "render", counted by PyTorch, and which share of the device's rate in one
+                    large matrix product each side reaches with it
+    first image     from the start of a process, with its peak memory (--cold 0: left out)
+
+Engine files of TensorRT that are missing are built first.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.engine_calls import engine_times
 from benchmarks.environment import report
-from benchmarks.timing import interleaved, summary
+from benchmarks.timing import process_cost, race, summary
+from benchmarks.torch_codec import TorchCodec
 from percoedge import Codec
-from percoedge.bitstream.rangecoder import TokenDecoder, TokenEncoder
-from percoedge.bitstream.schedules import passes
-from percoedge.engines.contract import Buffer
+from percoedge.bundles import shipped_photo
+from percoedge.engines.bundle import Bundle
+from percoedge.engines.contract import TensorSpec
 from percoedge.engines.processors import usable_processors
-from percoedge.export.config import load_config
-from percoedge.export.graphs.modules import DecoderGraph, EncoderGraph, FlowGraph
-from percoedge.export.models.family import Family
-from percoedge.runtime.flow import noise, sample
+from percoedge.engines.selection import available, select
+from percoedge.engines.tensorrt.library import LIBRARIES
+from percoedge.errors import BackendError
+from percoedge.runtime.cli.main import main as percoedge
+from percoedge.runtime.flow import decode_latent, noise, sample
+
+PACKAGES = ("tensorrt", "tensorrt-rtx", "cuda-core", "cuda-bindings", "onnxruntime-gpu")
+TORCH = ("eager", "compile")
+_CPU = "onnxruntime-cpu"
+_STEP_INPUTS = ("x", "tokens", "t", "dt")
 
 
-class EagerCodec:
-    """The modules of a family in PyTorch eager mode, doing what the runtime does.
-
-    ``name``: of a configuration. Flow and autoencoder are of ``dtype`` (tokens are encoded in FP32
-    only); with ``compiled`` the decoding side goes through torch.compile.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        compiled: bool = False,
-    ) -> None:
-        torch.manual_seed(0)
-        self.config = load_config(name)
-        self.device = torch.device(device)
-        with self.device:
-            family = Family(self.config).eval()
-        family.to(self.device, memory_format=torch.channels_last)
-        family.mim.exact = True
-        self.encoder = EncoderGraph(family, torch.float32)
-        self.integer_logits = family.mim.integer_logits
-        if dtype != torch.float32:
-            family.vae.to(dtype)
-            family.flow.to(dtype)
-        self.flow: Any = FlowGraph(family, dtype)
-        self.decoder: Any = DecoderGraph(family, dtype)
-        if compiled:
-            self.integer_logits = torch.compile(self.integer_logits)
-            self.flow = torch.compile(self.flow)
-            self.decoder = torch.compile(self.decoder)
-
-    @torch.inference_mode()
-    def encode_tokens(self, pixels: np.ndarray[Any, Any]) -> torch.Tensor:
-        tokens: torch.Tensor = self.encoder(torch.from_numpy(pixels[None]))
-        return tokens
-
-    def weights(self, tokens: torch.Tensor, cells: torch.Tensor) -> np.ndarray[Any, Any]:
-        """Integer weights (p,K) of flat cells of a grid (1,h,w)."""
-        logits = self.integer_logits(tokens).flatten(0, 2)[cells]
-        octaves = (logits - logits.amax(-1, keepdim=True)) / 16
-        weights = (65536 * octaves.exp2()).round().clamp_min(1).int()
-        found: np.ndarray[Any, Any] = weights.cpu().numpy()
-        return found
-
-    @torch.inference_mode()
-    def stream(self, grid: tuple[int, int]) -> bytes:
-        """Random tokens coded with this model, for ``decode`` to read."""
-        size = self.config.codec.codebook_size
-        target = torch.randint(size, (1, *grid), generator=torch.Generator().manual_seed(0))
-        tokens, coder = torch.full((1, *grid), size, device=self.device), TokenEncoder()
-        for cells in map(torch.from_numpy, passes(self.config.codec.schedule, *grid)):
-            symbols = target.view(-1)[cells]
-            coder.encode(symbols.numpy(), self.weights(tokens, cells.to(self.device)))
-            tokens.view(-1)[cells.to(self.device)] = symbols.to(self.device)
-        return coder.finish()
-
-    @torch.inference_mode()
-    def decode(self, data: bytes, grid: tuple[int, int], steps: int) -> np.ndarray[Any, Any]:
-        """A stream of ``stream`` -> pixels uint8 (1,H,W,3)."""
-        codec = self.config.codec
-        coder = TokenDecoder(data)
-        tokens = torch.full((1, *grid), codec.codebook_size, device=self.device)
-        for cells in map(torch.from_numpy, passes(codec.schedule, *grid)):
-            symbols = coder.decode(self.weights(tokens, cells.to(self.device)))
-            known = torch.from_numpy(symbols).long().to(self.device)
-            tokens.view(-1)[cells.to(self.device)] = known
-        height, width = (codec.stride // codec.latent_stride * side for side in grid)
-        start = noise(0, codec.latent_channels, height, width)[None]
-        return self.render(tokens.int(), torch.from_numpy(start), steps)
-
-    @torch.inference_mode()
-    def render(
-        self, tokens: torch.Tensor, start: torch.Tensor, steps: int, *text: torch.Tensor
-    ) -> np.ndarray[Any, Any]:
-        """Tokens (1,h,w) and noise -> pixels; ``text``: what the flow takes of captions."""
-        captions = {
-            name: _Tensor(tensor) for name, tensor in zip(("text", "pooled"), text, strict=False)
-        }
-        latent = sample(
-            _TorchFlow(self.flow, self.device),
-            tokens.cpu().numpy(),
-            start.numpy(),
-            steps,
-            None,
-            self.config.codec,
-            captions,
-        )
-        pixels: np.ndarray[Any, Any] = self.decoder(_tensor(latent, self.device)).cpu().numpy()
-        return pixels
+def default_sides(device: str) -> list[str]:
+    """All backends that work on the device, on a CPU also without int8, and PyTorch's two."""
+    names = [status.name for status in available() if status.available]
+    if device == "cpu":
+        return [_CPU, f"{_CPU}:fp32", *TORCH]
+    return [*(name for name in names if name != _CPU), *TORCH]
 
 
-class _Tensor:
-    """A tensor that stays on its device between the steps of a flow."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        self.shape = tuple(tensor.shape)
-        self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        return np.asarray(self.tensor.cpu().numpy(), dtype)
-
-
-def _tensor(buffer: Any, device: torch.device) -> torch.Tensor:
-    """What a flow is given, or has made, as a tensor on the device."""
-    if isinstance(buffer, _Tensor):
-        return buffer.tensor
-    return torch.from_numpy(np.ascontiguousarray(buffer)).to(device)
+def ensure_plans(name: str, bundle: Bundle, size: int) -> None:
+    """Build what a backend of TensorRT lacks for this bundle."""
+    if name not in LIBRARIES:
+        return
+    backend = select(name, bundle=bundle)
+    try:
+        for kind in bundle.kinds:
+            backend.load(bundle.graph(kind, backend.variant)).close()
+    except BackendError as error:
+        print(f"building engines, because: {error}", file=sys.stderr)
+        sizes = ["--sizes", f"{size}x{size}"]
+        if percoedge(["build", str(bundle.path), "--backend", name, *sizes, "--quiet"]):
+            raise SystemExit("the engines cannot be built") from error
 
 
-class _TorchFlow:
-    """The flow as an engine, so that PyTorch's pictures are cut and blended as the runtime's."""
-
-    inputs = ()
-
-    def __init__(self, flow: Any, device: torch.device) -> None:
-        self._flow, self._device = flow, device
-
-    def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
-        made = self._flow(**{name: _tensor(feed, self._device) for name, feed in feeds.items()})
-        return {"x_next": _Tensor(made) if on_device else made.cpu().numpy()}
-
-
-def first_image(stream: Path, bundle: str, steps: int, rounds: int) -> dict[str, float]:
-    """A fresh process decoding one file to PNG: wall time (median) and peak memory."""
-    walls, peaks = [], []
+def matmul_rate(device: str, rounds: int = 10) -> float:
+    """Best rate of one large matrix product in operations a second: the ceiling of "render"."""
+    side, dtype = (8192, torch.float16) if device == "cuda" else (2048, torch.float32)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    times = []
     for _ in range(rounds):
-        command = [sys.executable, "-m", "percoedge", "decode", str(stream), "--bundle", bundle]
-        command += ["--steps", str(steps), "-q", "-o", str(stream.with_suffix(".png"))]
         began = time.perf_counter()
-        process = subprocess.Popen(command)
-        _, status, usage = os.wait4(process.pid, 0)
-        walls.append(time.perf_counter() - began)
-        peaks.append(usage.ru_maxrss / 1024)
-        if status:
-            raise SystemExit(f"{' '.join(command)} failed with status {status}")
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * side**3 / min(times)
+
+
+class Scene:
+    """What all sides are given: a photo, random tokens and noise of its grid, and a condition."""
+
+    def __init__(self, bundle: Bundle, photo: Image.Image, inputs: tuple[TensorSpec, ...]) -> None:
+        codec = bundle.codec
+        self.pixels: NDArray[np.uint8] = np.array(photo)
+        self.grid = tuple(-(-side // codec.stride) for side in self.pixels.shape[:2])
+        cells = codec.stride // codec.latent_stride
+        rng = np.random.default_rng(0)
+        self.tokens = rng.integers(0, codec.codebook_size, (1, *self.grid), np.int32)
+        height, width = (cells * side for side in self.grid)
+        self.start = noise(0, codec.latent_channels, height, width)[None]
+        self.condition: dict[str, Any] = {
+            spec.name: np.ones([1 if axis == "n" else int(axis) for axis in spec.shape], np.float32)
+            for spec in inputs
+            if spec.name not in _STEP_INPUTS
+        }
+
+
+class EngineSide:
+    """A backend in the races; a context manager that frees its engines."""
+
+    def __init__(self, name: str, bundle: Bundle, scene: Scene, threads: int | None) -> None:
+        self.backend = select(name, bundle=bundle, threads=threads)
+        self.bundle, self._scene = bundle, scene
+        self._stack = contextlib.ExitStack()
+        self._codec = self._stack.enter_context(Codec(bundle, self.backend))
+        self.data = b"" if scene.condition else self.encode()
+        self.stages: dict[str, list[float]] = {}
+        self._engines: tuple[Any, ...] = ()
+
+    def encode(self) -> bytes:
+        """The photo as a stream."""
+        return self._codec.encode(self._scene.pixels)
+
+    def decode(self, steps: int) -> None:
+        """The stream as an image; the times of its stages are kept."""
+        self._codec.decode(self.data, steps=steps)
+        for stage, time_ms in self._codec.timings_ms.items():
+            self.stages.setdefault(stage, []).append(time_ms)
+
+    def render(self, steps: int) -> object:
+        """Tokens and noise as pixels."""
+        if not self._engines:
+            graphs = (self.bundle.graph(k, self.backend.variant) for k in ("flow", "decoder"))
+            self._engines = tuple(
+                self._stack.enter_context(self.backend.load(graph)) for graph in graphs
+            )
+        flow, decoder = self._engines
+        scene, codec = self._scene, self.bundle.codec
+        latent = sample(flow, scene.tokens, scene.start, steps, None, codec, scene.condition)
+        return decode_latent(decoder, latent, codec)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+class TorchSide:
+    """PyTorch in the races."""
+
+    def __init__(self, name: str, config: str, device: str, scene: Scene) -> None:
+        self.codec, self._scene = TorchCodec(config, device, compiled=name == "compile"), scene
+        self.data = b"" if scene.condition else self.encode()
+
+    def encode(self) -> bytes:
+        """The photo as a stream."""
+        return self.codec.encode(self._scene.pixels)
+
+    def decode(self, steps: int) -> object:
+        """The stream as an image."""
+        return self.codec.decode(self.data, self._scene.grid, steps)
+
+    def render(self, steps: int) -> object:
+        """Tokens and noise as pixels."""
+        return self.codec.render(*self.arguments(steps))
+
+    def arguments(self, steps: int) -> tuple[Any, ...]:
+        """What ``render`` is called with."""
+        return self._scene.tokens, self._scene.start, steps, self._scene.condition
+
+    def close(self) -> None:
+        pass
+
+
+def first_image(data: bytes, bundle: str, backend: str, steps: int, rounds: int) -> dict[str, Any]:
+    """A fresh process decoding one file to PNG: wall time (median) and peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        stream = Path(folder, "photo.pco")
+        stream.write_bytes(data)
+        command = [sys.executable, "-m", "percoedge", "decode", str(stream), "--bundle", bundle]
+        command += ["--backend", backend, "--steps", str(steps), "-q"]
+        command += ["-o", str(stream.with_suffix(".png"))]
+        costs = [process_cost(command) for _ in range(rounds)]
     return {
-        "seconds_to_first_image": round(statistics.median(walls), 2),
-        "peak_memory_mib": round(max(peaks)),
+        "backend": backend,
+        "seconds_to_first_image": round(statistics.median(c.wall_s for c in costs), 2),
+        "peak_memory_mib": round(max(c.peak_mib for c in costs)),
     }
+
+
+def measure(
+    sides: dict[str, EngineSide | TorchSide], steps: list[int], rounds: int, text: bool
+) -> dict[str, Any]:
+    """All races, and the stages and engine calls of the backends."""
+
+    def run(function: Callable[[Any], Callable[[], object]]) -> dict[str, Any]:
+        return race({name: function(side) for name, side in sides.items()}, rounds, TORCH)
+
+    results: dict[str, Any] = {}
+    if not text:
+        results["encode"] = run(lambda side: side.encode)
+        for number in steps:
+            label = f"decode, {number} steps"
+            results[label] = run(lambda side, n=number: lambda: side.decode(n))
+    for number in steps:
+        label = f"render, {number} steps"
+        results[label] = run(lambda side, n=number: lambda: side.render(n))
+    if not text:
+        engines = {name: side for name, side in sides.items() if isinstance(side, EngineSide)}
+        results["stages"] = {
+            name: {
+                stage: summary(times[-rounds:])
+                for stage, times in side.stages.items()
+                if stage != "load"
+            }
+            for name, side in engines.items()
+        }
+        last = results[f"decode, {steps[-1]} steps"]["times"]
+        results["engines"] = {
+            name: engine_times(
+                side.backend, side.bundle, side.data, steps[-1], last[name]["median_ms"], rounds
+            )
+            for name, side in engines.items()
+        }
+    return results
+
+
+def rates(
+    results: dict[str, Any], torch_side: TorchSide, steps: list[int], ceiling: float
+) -> dict[str, Any]:
+    """Operations of "render" by number of steps, and the share of the ceiling by side."""
+    table = {}
+    for number in steps:
+        flops = torch_side.codec.render_flops(*torch_side.arguments(number))
+        times = results[f"render, {number} steps"]["times"]
+        table[f"{number} steps"] = {
+            "gflop": round(flops / 1e9, 1),
+            "share_of_ceiling": {
+                name: round(flops / (row["median_ms"] / 1000) / ceiling, 4)
+                for name, row in times.items()
+            },
+        }
+    return table
+
+
+def gpu() -> dict[str, Any]:
+    """The GPU and its driver."""
+    properties = torch.cuda.get_device_properties(0)
+    kernel = Path("/proc/driver/nvidia/version")
+    return {
+        "name": properties.name,
+        "sm": 10 * properties.major + properties.minor,
+        "memory_mib": properties.total_memory >> 20,
+        "driver": kernel.read_text().splitlines()[0] if kernel.exists() else "missing",
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photo", type=Path, nargs="?", default=shipped_photo())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=device)
+    parser.add_argument("--sides", help="separated by commas (default: all that work there)")
+    parser.add_argument("--size", type=int, default=512, help="the photo is resized to a square")
+    parser.add_argument("--steps", default="1,4", help="step counts, separated by commas")
+    parser.add_argument("--rounds", type=int, default=10, help="2 at least")
+    parser.add_argument("--threads", type=int, default=usable_processors())
+    parser.add_argument("--cold", type=int, default=5, help="processes to start for a first image")
+    parser.add_argument("--bundle", default="tiny")
+    parser.add_argument("--config", help="of PyTorch's side (default: the bundle's family)")
+    parser.add_argument("--save", help="also write results/NAME.json")
+    return parser
 
 
 def main() -> None:
     """Command line of the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photo", type=Path)
-    parser.add_argument("--size", type=int, default=512, help="the photo is resized to a square")
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=usable_processors())
-    parser.add_argument("--bundle", default="tiny")
-    parser.add_argument("--config", default="tiny", help="configuration of the eager side")
-    parser.add_argument("--save", help="also write results/NAME.json")
-    args = parser.parse_args()
+    args = _parser().parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"expected a GPU for PyTorch too; torch {torch.__version__} finds none")
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True
+    bundle = Bundle.open(args.bundle)
+    if args.size % bundle.codec.stride:
+        raise SystemExit(f"expected a size in multiples of {bundle.codec.stride}, got {args.size}")
     photo = Image.open(args.photo).convert("RGB").resize((args.size, args.size))
-    pixels = np.asarray(photo)
-    eager = EagerCodec(args.config)
-    stages: dict[str, list[float]] = {}
-    with Codec.load(args.bundle, threads=args.threads) as codec:
-        data = codec.encode(photo)
-        height, width = codec.tokens(photo).shape
-        eager_data = eager.stream((height, width))
-
-        def decode() -> None:
-            codec.decode(data, steps=args.steps)
-            for stage, time_ms in codec.timings_ms.items():
-                stages.setdefault(stage, []).append(time_ms)
-
-        times = interleaved(
-            {
-                "decode eager": lambda: eager.decode(eager_data, (height, width), args.steps),
-                "decode": decode,
-                "decode 1 step": lambda: codec.decode(data, steps=1),
-                "encode eager": lambda: eager.encode_tokens(pixels),
-                "encode": lambda: codec.encode(photo),
-            },
-            args.rounds,
-        )
-    stages.pop("load", None)
-    with tempfile.TemporaryDirectory() as folder:
-        stream = Path(folder, "photo.pco")
-        stream.write_bytes(data)
-        cold = first_image(stream, args.bundle, args.steps, 5)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    scene = Scene(bundle, photo, bundle.manifest.graphs["flow"].input_specs)
+    names = args.sides.split(",") if args.sides else default_sides(args.device)
+    steps = [int(number) for number in args.steps.split(",")]
+    config = args.config or bundle.manifest.family
+    with contextlib.ExitStack() as stack:
+        sides: dict[str, EngineSide | TorchSide] = {}
+        for name in names:
+            if name in TORCH:
+                sides[name] = TorchSide(name, config, args.device, scene)
+            else:
+                ensure_plans(name, bundle, args.size)
+                sides[name] = EngineSide(name, bundle, scene, args.threads)
+            stack.callback(sides[name].close)
+        results = measure(sides, steps, args.rounds, text=bool(scene.condition))
+        eager = sides.get("eager")
+        if isinstance(eager, TorchSide):
+            ceiling = matmul_rate(args.device)
+            results["matmul_gflop_per_s"] = round(ceiling / 1e9, 1)
+            results["rates"] = rates(results, eager, steps, ceiling)
+        ours = next((side for side in sides.values() if isinstance(side, EngineSide)), None)
+    if ours and ours.data and args.cold:
+        backend = next(name for name in names if name not in TORCH)
+        results["first_image"] = first_image(ours.data, args.bundle, backend, steps[-1], args.cold)
+    settings = {name: getattr(args, name) for name in ("size", "threads", "rounds", "bundle")}
+    if args.device == "cuda":
+        settings["gpu"] = gpu()
     report(
         args.save or "speed",
-        {
-            "size": args.size,
-            "steps": args.steps,
-            "threads": args.threads,
-            "rounds": args.rounds,
-            "times": {name: summary(values) for name, values in times.items()},
-            "decode_stages": {name: summary(values[1:]) for name, values in stages.items()},
-            "decode_speedup_over_eager": round(medians["decode eager"] / medians["decode"], 2),
-            "encode_speedup_over_eager": round(medians["encode eager"] / medians["encode"], 2),
-            **cold,
-        },
+        {**settings, "device": args.device, **results},
         save=args.save is not None,
+        packages=PACKAGES,
     )
 
 

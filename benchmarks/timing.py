@@ -1,13 +1,40 @@
-"""Times of several functions, taken in turns, and what is told of them."""
+"""Times of things that take turns, so that whatever else the machine does hits all of them."""
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["ProcessCost", "interleaved", "process_cost", "race", "summary", "times_as_fast"]
+
+Function = Callable[[], object]
 
 
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+@dataclass(frozen=True)
+class ProcessCost:
+    """What a process took: wall and processor time in seconds, and its peak memory."""
+
+    wall_s: float
+    processor_s: float
+    peak_mib: float
+
+
+def process_cost(command: Sequence[str]) -> ProcessCost:
+    """Run a command to its end; raises SystemExit when it fails."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - began
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed with status {status}")
+    return ProcessCost(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def interleaved(functions: Mapping[str, Function], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each function, taking turns, after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for index in range(rounds + 1):
@@ -19,7 +46,40 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict
     return times
 
 
-def summary(times: list[float]) -> dict[str, float]:
-    """Median and quartile spread in milliseconds."""
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Median and quartile spread in milliseconds, of two times at least."""
     quarters = statistics.quantiles(times, n=4)
     return {"median_ms": round(quarters[1], 2), "iqr_ms": round(quarters[2] - quarters[0], 2)}
+
+
+def times_as_fast(
+    times: Mapping[str, Sequence[float]], rivals: Iterable[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """How many times as fast as each rival everything else is, round by round, with quartiles."""
+    rivals = [name for name in rivals if name in times]
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for name in times.keys() - set(rivals):
+        for rival in rivals:
+            rounds = [a / b for a, b in zip(times[rival], times[name], strict=True)]
+            low, median, high = statistics.quantiles(rounds, n=4)
+            spread = {"median": median, "quartile_1": low, "quartile_3": high}
+            values = {key: round(value, 2) for key, value in spread.items()}
+            table.setdefault(name, {})[f"over_{rival}"] = values
+    return dict(sorted(table.items()))
+
+
+def race(
+    functions: Mapping[str, Function], rounds: int, rivals: Iterable[str]
+) -> dict[str, dict[str, object]]:
+    """First call of each (it loads or compiles), times of the others, and ratios to ``rivals``."""
+    first = {}
+    for name, function in functions.items():
+        began = time.perf_counter()
+        function()
+        first[name] = round((time.perf_counter() - began) * 1000, 1)
+    times = interleaved(functions, rounds)
+    return {
+        "first_ms": dict(first),
+        "times": {name: summary(values) for name, values in times.items()},
+        "times_as_fast": dict(times_as_fast(times, rivals)),
+    }
