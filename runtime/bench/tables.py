@@ -1,4 +1,4 @@
-"""Results as tables: for a terminal, as Markdown to paste elsewhere, and as CSV.
+"""Results as tables of words, and as CSV.
 
 What a machine or a bundle does not tell is written as "unknown", never as 0.
 """
@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from percoedge.runtime.bench.case import Case
-from percoedge.runtime.cli import tables
 
 __all__ = [
     "DEVICE_TIMES",
@@ -23,10 +22,8 @@ __all__ = [
     "device_table",
     "grouped",
     "labels",
-    "markdown_lines",
     "stage_table",
     "summary_table",
-    "text_lines",
 ]
 
 UNKNOWN = "unknown"
@@ -53,6 +50,11 @@ class Table:
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
     left: int = 1
+
+    @property
+    def lines(self) -> list[tuple[str, ...]]:
+        """The header, then the rows."""
+        return [self.header, *self.rows]
 
 
 def labels(cases: Sequence[Case]) -> list[str]:
@@ -146,16 +148,6 @@ def _by_case(rows: Mapping[str, Mapping[str, float]]) -> Table:
         for number, times in rows.items()
     ]
     return Table(("case", *names), cells)
-
-
-def text_lines(table: Table) -> list[str]:
-    """A table in columns, for a terminal."""
-    return tables.column_lines([table.header, *table.rows], table.left)
-
-
-def markdown_lines(table: Table) -> list[str]:
-    """A table as GitHub and most other places show it."""
-    return tables.markdown_lines([table.header, *table.rows], table.left)
 
 
 def csv_text(outcomes: Sequence[Outcome], machine: Mapping[str, Any]) -> str:

@@ -15,16 +15,16 @@ from percoedge.runtime.bench.tables import (
     DEVICE_TIMES,
     UNKNOWN,
     Outcome,
+    Table,
     csv_text,
     device_table,
-    markdown_lines,
     stage_table,
     summary_table,
-    text_lines,
 )
 from percoedge.runtime.bench.worker import encode_in_process, measure_in_process
 from percoedge.runtime.cli.console import Console, ProgressLine
 from percoedge.runtime.cli.outputs import check_output
+from percoedge.runtime.cli.tables import column_lines, markdown_lines
 from percoedge.runtime.files import atomic_write
 
 __all__ = ["bench"]
@@ -85,7 +85,10 @@ def _measure_all(cases: Sequence[Case], limits: Limits, line: ProgressLine) -> l
 def _lines(form: str, outcomes: Sequence[Outcome], machine: dict[str, Any]) -> list[str]:
     if form == "csv":
         return csv_text(outcomes, machine).splitlines()
-    write = markdown_lines if form == "markdown" else text_lines
+
+    def write(table: Table) -> list[str]:
+        return (markdown_lines if form == "markdown" else column_lines)(table.lines, table.left)
+
     gap = [""]
     lines = [*_described(machine), *gap, *write(summary_table(outcomes)), *gap]
     lines += ["Milliseconds by stage; latency is all of them but write png:", *gap]

@@ -128,7 +128,7 @@ def _targets(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], s
 
 
 def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> dict[str, Any]:
-    """Build and keep one plan; returns its row of the report."""
+    """Build and keep one engine file; returns its row of the report."""
     began = time.perf_counter()
     file_bytes = job.bundle.size_bytes([kind], _VARIANT)
     memory.require(memory.build_bytes(file_bytes), f"building graph {kind!r}")

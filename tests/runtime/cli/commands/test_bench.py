@@ -31,7 +31,7 @@ def test_a_matrix_on_the_real_bundle(run: Callable[..., tuple[int, str, str]]) -
         *("--json", "--steps", "1", "--backend", "onnxruntime-cpu,tensorrt"),
         *("--export-times", "times.json"),
     )
-    assert code == 4  # no plans of TensorRT
+    assert code == 4  # no engine files of TensorRT
     record = json.loads(out)
     good, bad = record["cases"]
     assert good["iterations"] == 2
@@ -44,6 +44,20 @@ def test_a_matrix_on_the_real_bundle(run: Callable[..., tuple[int, str, str]]) -
     assert "tensorrt" in bad["error"]
     times = json.loads(Path("times.json").read_text())["cases"]
     assert [len(case["times"]) for case in times] == [2]
+
+
+@pytest.mark.parametrize(
+    ("form", "begins", "between"), [("table", "case  bundle  ", 1), ("markdown", "| case | bun", 2)]
+)
+def test_tables(
+    run: Callable[..., tuple[int, str, str]], form: str, begins: str, between: int
+) -> None:
+    code, out, _ = run("--steps", "1", "--format", form)
+    lines = out.splitlines()
+    (at,) = (number for number, line in enumerate(lines) if line.startswith(begins))
+    assert code == 0
+    assert "images/s" in lines[at]
+    assert " 48x32 " in lines[at + between]
 
 
 def test_when_nothing_is_measured(run: Callable[..., tuple[int, str, str]]) -> None:
