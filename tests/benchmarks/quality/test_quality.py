@@ -106,12 +106,12 @@ def test_the_plane_has_a_line_for_each_guidance(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--passes", "9"], "expected 1 to 8 passes"),
+        (["--passes", "9"], "expected passes to be an integer of 1 to 8"),
         (["--steps", "0"], "expected steps to be"),
         (["--guidance", "1,2"], "expected guidance 1, for bundle 'tiny' has no guided flow graph"),
     ],
 )
-def test_impossible_wishes_are_told(
+def test_impossible_settings_are_refused(
     arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
