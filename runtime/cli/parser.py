@@ -22,7 +22,7 @@ from percoedge.runtime.cli.arguments import (
     size_options,
 )
 
-__all__ = ["parse"]
+__all__ = ["make_parser", "parse"]
 
 _EPILOG = """\
 exit codes:
@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace | None:
     None when all is done already (``--help``, ``--version``). Raises UsageError.
     """
     try:
-        options, others = _parser().parse_known_args(arguments)
+        options, others = make_parser().parse_known_args(arguments)
     except SystemExit:  # of --help and --version; wrong arguments raise UsageError
         return None
     if options.streams:
@@ -100,7 +100,8 @@ class _Commands:
         return _Commands(self._into.add_parser(name, help=summary, allow_abbrev=False), "ACTION")
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The parser of the whole command line."""
     parser = Parser(
         prog="percoedge",
         description="Photos in a few hundred bytes: a generative image codec for edge devices.",
