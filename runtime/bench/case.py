@@ -7,6 +7,7 @@ import re
 from argparse import Namespace
 from dataclasses import dataclass
 
+from percoedge.arguments import expect_size
 from percoedge.bitstream.container import MAX_SIDE
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.selection import BACKENDS
@@ -55,7 +56,7 @@ def cases_from_options(options: Namespace) -> list[Case]:
     for backend in backends:
         if backend.partition(":")[0] not in ("auto", *BACKENDS):
             raise UsageError(f"expected a backend of auto, {', '.join(BACKENDS)}, got {backend!r}")
-    sizes = [_size(text) for text in _items(options.size)]
+    sizes = [expect_size("--size", text, MAX_SIDE) for text in _items(options.size)]
     batches = [_number("batch", text, _MAX_BATCH) for text in _items(options.batch)]
     threads: list[int | None] = [None]
     if options.threads is not None:
@@ -83,16 +84,6 @@ def _number(what: str, text: str, most: int) -> int:
             f"expected --{what} to be numbers of 1 to {most} with commas between them, got {text!r}"
         )
     return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
-    if match is None or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
-        raise UsageError(
-            f"expected --size like 512x512,1920x1088 (width x height, 1 to {MAX_SIDE} pixels a "
-            f"side), got {text!r}"
-        )
-    return int(match[1]), int(match[2])
 
 
 def _counted(count: int, noun: str) -> str:

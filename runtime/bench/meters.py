@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 __all__ = ["DeviceMemory", "Meter", "find_meter", "nvml_gpu", "peak_host_bytes"]
@@ -96,12 +95,7 @@ class DeviceMemory:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self._ends.set()
         if self._thread is not None:
             self._thread.join()

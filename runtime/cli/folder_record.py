@@ -20,7 +20,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from percoedge.errors import OutputError
@@ -151,12 +150,7 @@ class FolderRecord:
     def __enter__(self) -> FolderRecord:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

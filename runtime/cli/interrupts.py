@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType
 from typing import Any
 
 __all__ = ["Interrupts", "is_interrupt"]
@@ -52,12 +52,7 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._interrupt)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         if self._again is None:
             return
         self.arrived()

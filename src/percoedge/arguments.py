@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from numbers import Real
 from typing import Any
 
 from percoedge.errors import UsageError
 
-__all__ = ["expect_flag", "expect_int", "expect_number", "expect_text", "shown"]
+__all__ = ["expect_flag", "expect_int", "expect_number", "expect_size", "expect_text", "shown"]
 
 _SHOWN_CHARACTERS = 60
 
@@ -52,6 +53,20 @@ def expect_text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise UsageError(f"expected {name} to be a str, got {shown(value)}")
     return value
+
+
+def expect_size(name: str, text: str, longest: int) -> tuple[int, int]:
+    """Return width and height in pixels, 1 to ``longest`` each, of a text such as "512x512".
+
+    Raises UsageError for anything else.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
+    if match is None or not all(1 <= int(side) <= longest for side in match.groups()):
+        raise UsageError(
+            f"expected {name} like 512x512,1920x1088 (width x height, 1 to {longest} pixels a "
+            f"side), got {text!r}"
+        )
+    return int(match[1]), int(match[2])
 
 
 def shown(value: object) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from percoedge import __version__
+from percoedge.arguments import expect_size
 from percoedge.bitstream.container import MAX_SIDE
 from percoedge.bundles import shipped_bundles
 from percoedge.engines import memory
@@ -56,7 +57,7 @@ def build(options: Namespace, console: Console) -> int:
     """Build a bundle's graphs; all arguments are checked before the first is begun. Returns 0."""
     request = BuildRequest(
         bundle=_lasting_name(options.bundle),
-        sizes=tuple(map(_size, _items(options.sizes))),
+        sizes=tuple(expect_size("--sizes", text, MAX_SIDE) for text in _items(options.sizes)),
         batches=tuple(_number("batch", text) for text in _items(options.batch)) or (1,),
         workspace_mib=None if options.workspace is None else _workspace(options.workspace),
     )
@@ -233,16 +234,6 @@ def _number(what: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text):
         raise UsageError(f"expected --{what} to be numbers with commas between them, got {text!r}")
     return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
-    if match is None or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
-        raise UsageError(
-            f"expected --sizes like 512x512,1920x1088 (width x height, 1 to {MAX_SIDE} pixels a "
-            f"side), got {text!r}"
-        )
-    return int(match[1]), int(match[2])
 
 
 def _workspace(mib: int) -> int:
