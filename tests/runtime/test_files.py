@@ -122,7 +122,7 @@ class TestReadBytes:
     @pytest.mark.parametrize("source", [None, 3, (b"a",), (part for part in ())])
     def test_other_sources_are_refused(self, source: Any) -> None:
         assert not is_byte_source(source)
-        with pytest.raises(UsageError, match=f"expected a path, .* got {type(source).__name__}$"):
+        with pytest.raises(UsageError, match=f"expected a path, .* got {type(source).__name__} "):
             read_bytes(source, limit_bytes=LIMIT)
 
     def test_text_and_closed_files_are_refused(self, tmp_path: Path) -> None:
