@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
+from percoedge.arguments import shown
 from percoedge.errors import InputError, OutputError, UsageError
 from percoedge.runtime.files import atomic_write, is_byte_source, read_bytes, source_name
 
@@ -122,7 +124,8 @@ class TestReadBytes:
     @pytest.mark.parametrize("source", [None, 3, (b"a",), (part for part in ())])
     def test_other_sources_are_refused(self, source: Any) -> None:
         assert not is_byte_source(source)
-        with pytest.raises(UsageError, match=f"expected a path, .* got {type(source).__name__} "):
+        got = re.escape(shown(source))
+        with pytest.raises(UsageError, match=f"expected a path, .* got {got}$"):
             read_bytes(source, limit_bytes=LIMIT)
 
     def test_text_and_closed_files_are_refused(self, tmp_path: Path) -> None:
