@@ -25,7 +25,7 @@ from percoedge.runtime.decoding import (
     read_tokens,
     render,
 )
-from percoedge.runtime.encoding import encode, tokens_from_pixels
+from percoedge.runtime.encoding import encode, encode_within, tokens_from_pixels
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.entropy import DecodedTokens, Tokens
 from percoedge.runtime.files import ByteSource, read_bytes
@@ -107,6 +107,7 @@ class Codec:
         caption: str = "",
         schedule: str | None = None,
         passes: int | None = None,
+        max_bytes: int | None = None,
         seed: int | None = None,
         bare: bool = False,
         max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -116,16 +117,24 @@ class Codec:
         ``caption``: at most 1 KiB of UTF-8, stored, and a condition of the decoder where the bundle
         has text towers. ``schedule``: a name of ``percoedge.bitstream.schedules.SCHEDULES``, None
         for the bundle's. ``passes``: send only the first so many passes; the decoder samples the
-        rest. ``seed``: of the decoder's noise (0..2^32-1), None to derive it from the stream.
-        ``bare``: without magic, fingerprint and checksum. ``max_pixels``: refuse larger images;
-        decoders refuse them too, unless they allow more. Raises ImageError, InputError, UsageError
-        or EngineError.
+        rest. ``max_bytes``, in place of ``passes``: send as many as a stream of at most so many
+        bytes holds, caption and all; a UsageError says the smallest size where not even one fits.
+        ``seed``: of the decoder's noise (0..2^32-1), None to derive it from the stream. ``bare``:
+        without magic, fingerprint and checksum. ``max_pixels``: refuse larger images; decoders
+        refuse them too, unless they allow more. Raises ImageError, InputError, UsageError or
+        EngineError.
         """
         fingerprint = None if expect_flag("bare", bare) else self.bundle.fingerprint
         expect_text("caption", caption)
         own = self.bundle.codec.schedule
         count = pass_count(own if schedule is None else schedule)
+        if passes is not None and max_bytes is not None:
+            raise UsageError(
+                f"expected passes or max_bytes, got both ({shown(passes)} and {shown(max_bytes)}); "
+                "leave one out"
+            )
         passes = count if passes is None else expect_int("passes", passes, 1, count)
+        max_bytes = None if max_bytes is None else expect_int("max_bytes", max_bytes, 1)
         max_pixels = expect_int("max_pixels", max_pixels, 1)
         self._engines.clock.restart()
         with self._engines.clock.timed("read image"):
@@ -138,6 +147,8 @@ class Codec:
             seed=seed,
             caption=caption,
         )
+        if max_bytes is not None:
+            return encode_within(self._engines, pixels, header, fingerprint, max_bytes)
         return encode(self._engines, pixels, header, fingerprint)
 
     def tokens(self, image: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Tokens:

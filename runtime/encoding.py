@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from percoedge.bitstream.container import Header, pack
+from percoedge.bitstream.container import MAX_STREAM_BYTES, Header, pack
+from percoedge.bitstream.schedules import pass_count
+from percoedge.errors import UsageError
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.entropy import Tokens, entropy_codec
 from percoedge.runtime.settings import schedule_of
 from percoedge.runtime.tiles import context_tiles, grid_of
 
-__all__ = ["encode", "tokens_from_pixels"]
+__all__ = ["encode", "encode_within", "tokens_from_pixels"]
 
 
 def encode(
@@ -28,6 +32,41 @@ def encode(
     with entropy_codec(engines, schedule) as coder, engines.clock.timed("entropy coding"):
         data = coder.encode(tokens, schedule, header.passes_sent)
     return pack(header, data, fingerprint)
+
+
+def encode_within(
+    engines: EngineSet,
+    pixels: NDArray[np.uint8],
+    header: Header,
+    fingerprint: bytes | None,
+    max_bytes: int,
+) -> bytes:
+    """Encode as ``encode`` does, with the most passes whose whole stream has at most so many bytes.
+
+    ``header.passes_sent`` is not looked at. Passes are coded until no longer stream can fit, each
+    once. Raises UsageError when no stream fits, too.
+    """
+    pack(header, b"", fingerprint)
+    tokens = tokens_from_pixels(engines, pixels)
+    schedule = schedule_of(header, engines.bundle)
+    fitting, smallest_bytes = b"", MAX_STREAM_BYTES
+    with entropy_codec(engines, schedule) as coder, engines.clock.timed("entropy coding"):
+        for passes, data in enumerate(coder.encode_progressive(tokens, schedule), 1):
+            part = None if passes == pass_count(schedule) else passes
+            stream = pack(replace(header, passes_sent=part), data, fingerprint)
+            smallest_bytes = min(smallest_bytes, len(stream))
+            if len(stream) <= max_bytes:
+                fitting = stream
+            # A stream of all passes does not say how many: it may be shorter than one of fewer.
+            least_bytes = len(pack(replace(header, passes_sent=None), data, fingerprint))
+            if least_bytes > max_bytes and least_bytes >= smallest_bytes:
+                break
+    if not fitting:
+        raise UsageError(
+            f"expected max_bytes (--bytes) of {smallest_bytes} or more, which the smallest stream "
+            f"of this image takes, got {max_bytes}; allow more bytes or shorten the caption"
+        )
+    return fitting
 
 
 def tokens_from_pixels(engines: EngineSet, pixels: NDArray[np.uint8]) -> Tokens:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,14 +55,24 @@ class EntropyCodec:
 
     def encode(self, tokens: Tokens, schedule: str, passes_sent: int | None = None) -> bytes:
         """Code the first ``passes_sent`` passes (None: all) of a grid (h,w)."""
+        *_, data = islice(self.encode_progressive(tokens, schedule), passes_sent)
+        return data
+
+    def encode_progressive(self, tokens: Tokens, schedule: str) -> Iterator[bytes]:
+        """Yield the code of the first pass of a grid (h,w), of the first two, and so on to all.
+
+        Each is what ``encode`` gives, never shorter than the one before it. Every pass is coded
+        once, when it is asked for.
+        """
         coder = TokenEncoder()
         state = np.full_like(tokens, self._size)
-        for tile, cells in self._passes(tokens.shape, schedule, passes_sent):
-            view, target = state[tile.slices], tokens[tile.slices]
-            symbols = target.ravel()[cells]
-            coder.encode(symbols, self._weights(schedule, view[None], cells)[0])
-            view[np.unravel_index(cells, view.shape)] = symbols
-        return coder.finish()
+        for contexts in self._by_pass(tokens.shape, schedule):
+            for tile, cells in contexts:
+                view, target = state[tile.slices], tokens[tile.slices]
+                symbols = target.ravel()[cells]
+                coder.encode(symbols, self._weights(schedule, view[None], cells)[0])
+                view[np.unravel_index(cells, view.shape)] = symbols
+            yield coder.finish()
 
     def decode(
         self, streams: Sequence[bytes], shape: tuple[int, int], schedule: str
@@ -216,13 +227,17 @@ class EntropyCodec:
         self, shape: tuple[int, ...], schedule: str, sent: int | None
     ) -> Iterator[tuple[Tile, NDArray[np.int32]]]:
         """Tile, and flat cells of a pass in the tile, in coding order; none is empty."""
+        return chain.from_iterable(islice(self._by_pass(shape, schedule), sent))
+
+    def _by_pass(
+        self, shape: tuple[int, ...], schedule: str
+    ) -> Iterator[list[tuple[Tile, NDArray[np.int32]]]]:
+        """The same, in a list for each pass; small grids have passes without cells."""
         tiles = grid_tiles(shape[0], shape[1], self._tile)
         cells_of = {tile.shape: passes(schedule, *tile.shape) for tile in tiles}
-        for number in range(pass_count(schedule) if sent is None else sent):
-            for tile in tiles:
-                cells = cells_of[tile.shape][number]
-                if len(cells):
-                    yield tile, cells
+        for number in range(pass_count(schedule)):
+            contexts = [(tile, cells_of[tile.shape][number]) for tile in tiles]
+            yield [(tile, cells) for tile, cells in contexts if len(cells)]
 
     def _weights(
         self, schedule: str, tokens: NDArray[np.int32], cells: NDArray[np.int32]

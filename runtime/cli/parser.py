@@ -137,7 +137,11 @@ def _add_encode(commands: _Commands) -> None:
         metavar="NAME",
         help="uniform, checkerboard, quincunx, qlds-4, qlds-8, qlds-12 or var (default: bundle's)",
     )
-    encode.add_argument("--passes", type=positive, metavar="N", help="send the first N passes only")
+    rate = encode.add_mutually_exclusive_group()
+    rate.add_argument("--passes", type=positive, metavar="N", help="send the first N passes only")
+    rate.add_argument(
+        "--bytes", type=positive, metavar="N", help="send the most passes that fit into N bytes"
+    )
     encode.add_argument("--seed", type=int, metavar="N", help="of the decoder's noise, sent along")
     encode.add_argument("--bare", action="store_true", help="no magic, fingerprint and checksum")
 

@@ -30,7 +30,7 @@ FORMAT = "PCO"
 
 _MAGIC = b"\x50\xc0"
 _READ_LIMIT_BYTES = MAX_STREAM_BYTES + 1  # one more than is legal, so that unpack can say so
-_SAVE_OPTIONS = ("caption", "schedule", "passes", "seed", "max_pixels")
+_SAVE_OPTIONS = ("caption", "schedule", "passes", "max_bytes", "seed", "max_pixels")
 
 _codecs: list[Codec] = []  # none or one: the codec in use
 

@@ -78,6 +78,7 @@ def test_files_that_cannot_be_read_are_input_errors(codec: Codec, tmp_path: Path
 def test_numbers_of_numpy_are_numbers(codec: Codec, photo: Any, stream: bytes) -> None:
     small = codec.encode(photo, passes=np.int64(2), seed=np.uint32(7))
     assert small == codec.encode(photo, passes=2, seed=7)
+    assert small == codec.encode(photo, max_bytes=np.int64(len(small)), seed=7)
     options: dict[str, Any] = {"steps": np.int64(3), "seed": np.int16(5), "guidance": np.float32(1)}
     expected = codec.decode(stream, steps=3, seed=5)
     assert codec.decode(stream, **options, cut=np.bool_(False)).tobytes() == expected.tobytes()
@@ -121,6 +122,7 @@ REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
         "caption": (None, b"x", 3, ["x"]),
         "schedule": (3, b"var", ["var"], "zigzag", np.int64(1)),
         "passes": (*NO_INT, 0, 5),
+        "max_bytes": (*NO_INT, 0, -1),
         "seed": (*NO_INT, -1, 1 << 32),
         "bare": NO_FLAG,
     },

@@ -130,6 +130,55 @@ def test_every_number_of_passes_makes_the_round_trip(
     assert sizes == sorted(sizes)
 
 
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), height=st.integers(1, 90), width=st.integers(1, 90))
+def test_as_many_passes_are_sent_as_fit_into_the_bytes(
+    fakes: Any, fake_bundle: Bundle, data: st.DataObject, height: int, width: int
+) -> None:
+    codec = Codec.load(fake_bundle, fakes.backend())
+    photo = fakes.photo(height, width)
+    schedule = data.draw(st.sampled_from([None, *SCHEDULES]))
+    options: dict[str, Any] = {
+        "schedule": schedule,
+        "caption": data.draw(st.sampled_from(["", "a red barn"])),
+        "seed": data.draw(st.none() | st.just(7)),
+        "bare": data.draw(st.booleans()),
+    }
+    count = pass_count(schedule or "qlds-4")
+    streams = [codec.encode(photo, passes=n, **options) for n in range(1, count + 1)]
+    sizes = [len(stream) for stream in streams]
+    limit = data.draw(st.sampled_from(sizes)) + data.draw(st.integers(-1, 3))
+    fitting = [stream for stream in streams if len(stream) <= limit]
+    if fitting:
+        assert codec.encode(photo, max_bytes=limit, **options) == fitting[-1]
+    else:
+        with pytest.raises(UsageError, match=f"of {min(sizes)} or more, .* got {limit};"):
+            codec.encode(photo, max_bytes=limit, **options)
+
+
+def test_fitting_a_size_runs_the_encoder_once_and_no_pass_twice(
+    codec: Codec, backend: FakeBackend, fakes: Any
+) -> None:
+    photo = fakes.photo(32, 32)  # one tile
+    runs = {"encoder": 0, "entropy": 0}
+
+    def counted(kind: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def count(feeds: Any) -> Any:
+            runs[kind] += 1
+            return run(feeds)
+
+        return count
+
+    codec.load_engines(runs)  # type: ignore[arg-type]
+    for kind in runs:
+        engine = engine_of(backend, kind)
+        engine.run = counted(kind, engine.run)  # type: ignore[method-assign]
+    two = codec.encode(photo, passes=2)
+    assert runs == {"encoder": 1, "entropy": 2}
+    assert codec.encode(photo, max_bytes=len(two)) == two
+    assert runs == {"encoder": 2, "entropy": 5}  # the third does not fit, the fourth is not coded
+
+
 @settings(max_examples=20, deadline=None)
 @given(height=st.integers(1, 120), width=st.integers(1, 120))
 def test_tokens_are_those_of_one_large_tile(
@@ -228,6 +277,8 @@ def test_bad_arguments_are_refused_before_any_engine_is_loaded(
         {"passes": 5},
         {"passes": 6, "schedule": "quincunx"},
         {"passes": 1.5},
+        {"passes": 2, "max_bytes": 1000},
+        {"max_bytes": 1000, "caption": "x" * 1025},
         {"seed": 1 << 32},
         {"caption": "x" * 1025},
     ],

@@ -27,6 +27,7 @@ def encode(options: Namespace, console: Console) -> int:
     """Encode a photo to a stream; returns the exit code."""
     output = output_name(options.output, options.input, ".pco")
     from percoedge.bitstream.container import DEFAULT_MAX_PIXELS
+    from percoedge.bitstream.schedules import pass_count
     from percoedge.runtime.images import READ_SUFFIXES, read_image
 
     refused = (*READ_SUFFIXES, *_OTHER_SUFFIXES)
@@ -43,6 +44,7 @@ def encode(options: Namespace, console: Console) -> int:
             caption=options.caption,
             schedule=options.schedule,
             passes=options.passes,
+            max_bytes=options.bytes,
             seed=options.seed,
             bare=options.bare,
             max_pixels=max_pixels,
@@ -50,6 +52,9 @@ def encode(options: Namespace, console: Console) -> int:
         timings_ms = {**codec.timings_ms, "read image": read_ms}
     atomic_write(output, data)
     height, width = photo.pixels.shape[:2]
+    description = codec.info(data, bare=options.bare)
+    total = pass_count(description["schedule"])
+    passes = total if description["passes_sent"] == "all" else description["passes_sent"]
     record = {
         "command": "encode",
         "input": options.input,
@@ -58,13 +63,15 @@ def encode(options: Namespace, console: Console) -> int:
         "height": height,
         "bytes": len(data),
         "bpp": round(8 * len(data) / (width * height), 6),
+        "passes_sent": passes,
+        "passes_total": total,
         **codec_record(codec),
         "timings_ms": rounded_ms(timings_ms),
         "notes": list(photo.notes),
     }
     line = (
         f"{shown_name(output, 'standard output')}: {len(data)} bytes, {record['bpp']:.4f} bpp, "
-        f"{width}x{height} px, {seconds_text(timings_ms)}"
+        f"{passes} of {total} passes, {width}x{height} px, {seconds_text(timings_ms)}"
     )
     console.report(record, [line])
     return 0

@@ -167,6 +167,8 @@ class TestUsage:
             (("encode",), "IN"),
             (("encode", "a.png", "--pass", "1"), "unrecognized arguments"),
             (("encode", "a.png", "--passes", "0"), "at least 1"),
+            (("encode", "a.png", "--bytes", "0"), "at least 1"),
+            (("encode", "a.png", "--bytes", "90", "--passes", "2"), "not allowed with"),
             (("decode", "a.pco", "--steps", "four"), "invalid number"),
             (("bundle",), "ACTION"),
             (("encode", "a.png", "b.pco", "-o", "c.pco"), "got 'b.pco' and -o 'c.pco'"),
@@ -188,6 +190,7 @@ class TestUsage:
         [
             (("--schedule", "spiral"), "schedule"),
             (("--passes", "99"), "passes"),
+            (("--bytes", "9"), "which the smallest stream of this image takes, got 9"),
             (("--seed", "-1"), "seed"),
             (("--caption", "a" * 1025), "caption"),
             (("--backend", "abacus"), "backend"),

@@ -69,6 +69,17 @@ def test_options_reach_the_codec(run: Run, photo: Path) -> None:
         assert (image.format, image.size) == ("JPEG", SIZE)
 
 
+def test_the_most_passes_that_fit_are_sent(run: Run, photo: Path) -> None:
+    whole = run("encode", photo, "-o", "whole.pco", "--json").record
+    assert whole["passes_sent"] == whole["passes_total"] == 8
+    limit = whole["bytes"] - 1
+    part = run("encode", photo, "-o", "part.pco", "--bytes", limit, "--json").record
+    assert part["bytes"] <= limit
+    assert unpack(Path("part.pco").read_bytes()).header.passes_sent == part["passes_sent"] < 8
+    line = run("encode", photo, "-o", "part.pco", "--bytes", limit).out.decode()
+    assert f", {part['passes_sent']} of 8 passes, " in line
+
+
 def test_notes_go_to_stderr(run: Run, tmp_path: Path) -> None:
     Image.new("RGBA", SIZE, (1, 2, 3, 4)).save("glass.png")
     result = run("encode", "glass.png", "--json")
