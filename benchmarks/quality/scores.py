@@ -12,10 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.learned import MISSING, NAMES, Learned, set_distances
-from benchmarks.quality.perceptual import OCTAVES, Moments, features, frechet, octave_energies
+from benchmarks.quality.lite2 import feature_distance, position_features
+from benchmarks.quality.perceptual import OCTAVES, Moments, frechet, octave_energies
 from percoedge.runtime.images.metrics import ms_ssim, psnr_db
 
-__all__ = ["Originals", "Scores", "Setting", "labels", "table", "write_csv"]
+__all__ = [
+    "Originals",
+    "Scores",
+    "Setting",
+    "labels",
+    "longest_passes",
+    "table",
+    "wins",
+    "write_csv",
+]
 
 Pixels = NDArray[np.uint8]
 Array = NDArray[np.float64]
@@ -25,11 +35,12 @@ Array = NDArray[np.float64]
 class Setting:
     """One way to code: a bundle's or rival's name, and the passes sent, steps and guidance.
 
-    A rival has no steps, and ``passes`` names the file of ours whose size it was given.
+    A rival has no steps, and ``passes`` names the file of ours whose size it was given; it is None
+    for a codec with files of its own.
     """
 
     codec: str
-    passes: int
+    passes: int | None
     steps: int | None = None
     guidance: float | None = None
 
@@ -40,12 +51,17 @@ class _Set:
     def __init__(self, learned: Learned) -> None:
         self._learned = learned
         self.energies: list[Array] = []
-        self.moments = Moments()
+        self.moments: Moments | None = None
         self.inception: list[Array] = []
+        self.maps: list[NDArray[np.float32]] = []  # of the last photo alone: they are large
 
     def add(self, pixels: Pixels) -> None:
         self.energies.append(octave_energies(pixels))
-        self.moments.add(features(pixels))
+        if self._learned.lite2 is not None:
+            self.maps = self._learned.lite2.maps(pixels)
+            vectors = position_features(self.maps)
+            self.moments = self.moments or Moments(vectors.shape[1])
+            self.moments.add(vectors)
         if self._learned.inception is not None:
             self.inception.append(self._learned.inception(pixels))
 
@@ -87,10 +103,15 @@ class Scores(_Set):
         row = {
             "bytes": size_bytes,
             "bpp": 8 * size_bytes / (original.shape[0] * original.shape[1]),
+        }
+        if self.maps:
+            row["feature_distance"] = feature_distance(self._originals.maps, self.maps)
+        row |= {
+            **self._originals.learned.compare(original, pixels),
             "psnr_db": psnr_db(original, pixels),
             "ms_ssim": ms_ssim(original, pixels),
-            **self._originals.learned.compare(original, pixels),
         }
+        self.maps = []
         self.rows.append(row)
         return row
 
@@ -112,24 +133,56 @@ class Scores(_Set):
         means = {key: float(np.mean([row[key] for row in self.rows])) for key in self.rows[0]}
         ratio = np.sum(self.energies, axis=0) / np.sum(originals.energies, axis=0)
         learned: dict[str, Any] = dict.fromkeys(NAMES, MISSING)
+        if self.moments and originals.moments:
+            learned["frechet"] = frechet(originals.moments, self.moments)
         if self.inception:
             learned.update(set_distances(originals.inception, self.inception))
-        learned.update({key: means.pop(key) for key in originals.learned.pairs})
+        learned.update({key: means.pop(key) for key in NAMES if key in means})
         settings = {"passes": setting.passes, "steps": setting.steps, "guidance": setting.guidance}
         return {
             "codec": setting.codec,
             **{key: value for key, value in settings.items() if value is not None},
             **({"photos_over_budget": self.over_budget} if setting.steps is None else {}),
-            **means,
-            "frechet": frechet(originals.moments, self.moments),
-            **{f"energy_{octave + 1}": float(ratio[octave]) for octave in range(OCTAVES)},
+            "bytes": means.pop("bytes"),
+            "bpp": means.pop("bpp"),
             **learned,
+            **means,
+            **{f"energy_{octave + 1}": float(ratio[octave]) for octave in range(OCTAVES)},
         }
+
+
+def wins(scores: Sequence[Scores], rivals: Sequence[str]) -> dict[Setting, int]:
+    """For each setting of ours, on how many photos it beats all of the rivals at its bytes.
+
+    Beats: its feature distance is lower. A rival whose smallest file is larger counts with that.
+    Empty where no feature distance was measured or none of the rivals.
+    """
+
+    def distances(one: Scores) -> Array:
+        return np.array([row["feature_distance"] for row in one.rows])
+
+    found = {}
+    for one in scores:
+        setting = one.setting
+        beside = [
+            other
+            for other in scores
+            if other.setting.codec in rivals and other.setting.passes == setting.passes
+        ]
+        if setting.steps is not None and beside and "feature_distance" in one.rows[0]:
+            best = np.min([distances(other) for other in beside], axis=0)
+            found[setting] = int((distances(one) < best).sum())
+    return found
+
+
+def longest_passes(scores: Sequence[Scores]) -> int:
+    """Passes of the longest of our files."""
+    return max(one.setting.passes for one in scores if one.setting.passes is not None)
 
 
 def labels(settings: Sequence[Setting]) -> dict[Setting, str]:
     """Names for tables and plots: whatever differs between the settings is told."""
-    several_passes = len({one.passes for one in settings}) > 1
+    several_passes = len({one.passes for one in settings if one.passes is not None}) > 1
     several_guidances = len({one.guidance for one in settings if one.steps}) > 1
     names = {}
     for one in settings:
@@ -138,7 +191,7 @@ def labels(settings: Sequence[Setting]) -> dict[Setting, str]:
             parts.append(f"{one.steps} step{'s' if one.steps > 1 else ''}")
         if several_guidances and one.guidance is not None:
             parts.append(f"guidance {one.guidance:g}")
-        if several_passes:
+        if several_passes and one.passes is not None:
             passes = f"{one.passes} pass{'es' if one.passes > 1 else ''}"
             parts.append(passes if one.steps is not None else f"size of {passes}")
         names[one] = ", ".join(parts)
@@ -146,12 +199,12 @@ def labels(settings: Sequence[Setting]) -> dict[Setting, str]:
 
 
 def table(scores: Sequence[Scores]) -> str:
-    """A Markdown table with aligned columns; learned metrics only where there are any."""
+    """A Markdown table with aligned columns, learned measures first, only those there are."""
     names = labels([one.setting for one in scores])
     results = [one.result() for one in scores]
     found = [key for key in NAMES if any(result[key] != MISSING for result in results)]
-    header = ["", "bytes", "bpp", "PSNR dB", "MS-SSIM", "Fréchet", "energy by octave"]
-    rows = [[*header, *(NAMES[key] for key in found)]]
+    titles = [NAMES[key] for key in found]
+    rows = [["", "bytes", "bpp", *titles, "PSNR dB", "MS-SSIM", "energy by octave"]]
     for one, result in zip(scores, results, strict=True):
         energy = " ".join(f"{result[f'energy_{octave + 1}']:.2f}" for octave in range(OCTAVES))
         rows.append(
@@ -159,11 +212,10 @@ def table(scores: Sequence[Scores]) -> str:
                 names[one.setting],
                 f"{result['bytes']:.0f}",
                 f"{result['bpp']:.4f}",
+                *(f"{result[key]:.4g}" for key in found),
                 f"{result['psnr_db']:.2f}",
                 f"{result['ms_ssim']:.3f}",
-                f"{result['frechet']:.2f}",
                 energy,
-                *(f"{result[key]:.4g}" for key in found),
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

