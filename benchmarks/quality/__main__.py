@@ -185,8 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     names = labels([one.setting for one in scores])
     counts = [
-        f"- {names[setting]}: beats {', '.join(beatable)} at equal bytes on {count} of "
-        f"{len(photos)} photos by feature distance"
+        f"- {names[setting]}: beats {', '.join(beatable)} at equal bytes (or their "
+        f"smallest files) on {count} of {len(photos)} photos by feature distance"
         for setting, count in won.items()
     ]
     text = "\n".join([table(scores), *([""] if counts else []), *counts])
