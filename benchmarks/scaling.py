@@ -5,7 +5,7 @@
 Every point is a process of its own, measured as ``percoedge bench`` does. Growth is fitted as
 a power of the pixels (or of the batch) by least squares of the logarithms: an exponent of 1 is
 linear. Pictures up to the size of a tile are left out of that fit, as one tile serves them, and so
-are batches that go through a graph as a whole; memory is told, besides, as the bytes that each
+are batches that go through a graph as a whole; memory is given, besides, as the bytes that each
 further pixel takes, or picture: of a batch, these should be no more than its results.
 """
 

@@ -224,7 +224,8 @@ def _unpack_framing(data: bytes, *, insist: bool) -> tuple[bytes, bool]:
     if data[: len(_MAGIC)] != _MAGIC:
         raise StreamError(
             f"expected a .pco file, beginning with {_MAGIC.hex(' ')}; got "
-            f"{data[: len(_MAGIC)].hex(' ') or 'nothing'}: for a bare stream say so"
+            f"{data[: len(_MAGIC)].hex(' ') or 'nothing'}: for a bare stream say so "
+            "(--bare, bare=True)"
         )
     version = _take(data, len(_MAGIC), 1, "version of the format")[0]
     if version != _VERSION:

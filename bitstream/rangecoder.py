@@ -52,7 +52,7 @@ def _fastest() -> Coder:
 
 
 DEFAULT: Final = _fastest()
-"""The fastest implementation installed; which one it is cannot be told from bytes or symbols."""
+"""The fastest implementation installed; which one it is cannot be known from bytes or symbols."""
 
 
 class TokenEncoder:

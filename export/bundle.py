@@ -69,7 +69,7 @@ def export_bundle(
     JSON of each text tower's. ``variants``: "fp16", "fp32" or both; "fp32" is for CPUs and brings
     INT8 along where the family has that. Raises ExactnessError when the entropy model's bounds do
     not hold, and BundleError when a margin is smaller than what a graph sees or a file cannot be
-    described. Margins that are an approximation are told in the provenance.
+    described. Margins that are an approximation are named in the provenance.
     """
     notes = check_margins(family, config)
     out.mkdir(parents=True, exist_ok=True)

@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     photos = photos[: args.limit]
     if not photos:
         parser.error(f"no photos in {args.folder}")
-    # What is not installed is told before the work, not after it.
+    # What is not installed is named before the work, not after it.
     plots = importlib.import_module("benchmarks.quality.plots") if args.plot or args.plane else None
     versions = {rival.name: version(rival) for rival in RIVALS} if args.rivals else {}
     rivals = [rival for rival in RIVALS if versions.get(rival.name, "missing") != "missing"]

@@ -181,7 +181,7 @@ def longest_passes(scores: Sequence[Scores]) -> int:
 
 
 def labels(settings: Sequence[Setting]) -> dict[Setting, str]:
-    """Names for tables and plots: whatever differs between the settings is told."""
+    """Names for tables and plots: whatever differs between the settings is named."""
     several_passes = len({one.passes for one in settings if one.passes is not None}) > 1
     several_guidances = len({one.guidance for one in settings if one.steps}) > 1
     names = {}

@@ -11,7 +11,7 @@ from typing import Any
 from percoedge.engines.contract import Graph
 from percoedge.engines.plans.cache import PlanCache
 from percoedge.engines.plans.record import PlanRecord, rebuild_command
-from percoedge.engines.tensorrt.binding import Workplace
+from percoedge.engines.tensorrt.binding import Device
 from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.engines.tensorrt.engine import TensorRtEngine
 from percoedge.engines.tensorrt.library import LIBRARIES, find_library, log_to, supported_targets
@@ -36,7 +36,7 @@ class TensorRtBackend:
             raise UsageError(f"expected a backend of {', '.join(LIBRARIES)}, got {name!r}")
         self.name = name
         self.cache = cache or PlanCache()
-        self._workplace: Workplace | None = None
+        self._device: Device | None = None
         self._runtime: Any = None
 
     def missing(self) -> str | None:
@@ -54,8 +54,8 @@ class TensorRtBackend:
 
     def find(self, kind: str, graph_sha256: str) -> PlanRecord:
         """The plan for a graph on this GPU; raises BackendError with the command to run."""
-        workplace = self._open()
-        return self.cache.find(kind, graph_sha256, workplace.library, workplace.gpu.sm)
+        device = self._open()
+        return self.cache.find(kind, graph_sha256, device.library, device.gpu.sm)
 
     def load(self, graph: Graph) -> TensorRtEngine:
         """Load the plan of a graph onto the GPU; the graph itself is not read.
@@ -64,8 +64,8 @@ class TensorRtBackend:
         library or GPU are missing. A plan of TensorRT-RTX that was built for other GPUs is tried
         where there is no better one.
         """
-        workplace = self._open()
-        workplace.gpu.enter()
+        device = self._open()
+        device.gpu.enter()
         kind, digest, refusal = graph.kind, graph.sha256, None
         try:
             record = self.find(kind, digest)
@@ -73,24 +73,22 @@ class TensorRtBackend:
             if self.name != "tensorrt-rtx":
                 raise
             try:
-                record = self.cache.find(kind, digest, workplace.library)
+                record = self.cache.find(kind, digest, device.library)
             except BackendError:
                 raise error from None
             refusal = error
-        engine = self._deserialize(workplace, record, refusal)
+        engine = self._deserialize(device, record, refusal)
         specs = (graph.inputs, graph.outputs)
-        return TensorRtEngine(workplace, engine, self.cache, record, specs)
+        return TensorRtEngine(device, engine, self.cache, record, specs)
 
     def trace(self) -> AbstractContextManager[dict[str, float]]:
         """What the GPU's time goes to in this backend's calls; see ``Gpu.trace``."""
         return self._open().gpu.trace()
 
-    def _deserialize(
-        self, workplace: Workplace, record: PlanRecord, refusal: BackendError | None
-    ) -> Any:
+    def _deserialize(self, device: Device, record: PlanRecord, refusal: BackendError | None) -> Any:
         """The library's engine of a plan; ``refusal`` is why the plan may not fit this GPU."""
         where = f"graph {record.kind!r} ({record.precision}, {self.name})"
-        gpu, messages = workplace.gpu, []
+        gpu, messages = device.gpu, []
         free_bytes, _ = gpu.memory_bytes()
         if record.size > free_bytes:
             raise BackendError(
@@ -99,10 +97,10 @@ class TensorRtBackend:
                 "other programs"
             )
         plan = self.cache.map(record)
-        with workplace.lock, log_to(workplace.library, lambda *m: messages.append(m)) as logger:
+        with device.lock, log_to(device.library, lambda *m: messages.append(m)) as logger:
             try:
                 if self._runtime is None:
-                    self._runtime = workplace.library.module.Runtime(logger)
+                    self._runtime = device.library.module.Runtime(logger)
                 engine = self._runtime.deserialize_cuda_engine(plan)
             except Exception as error:  # pybind11 turns what the library throws into anything
                 raise gpu.failure(f"loading {where}", error) from error
@@ -121,12 +119,12 @@ class TensorRtBackend:
         )
         raise BackendError(f"{cause}; {refusal or f'build it again: {command}'}")
 
-    def _open(self) -> Workplace:
-        if self._workplace is None:
+    def _open(self) -> Device:
+        if self._device is None:
             library = find_library(self.name)
             try:
-                self._workplace = Workplace(Gpu(), library)
+                self._device = Device(Gpu(), library)
             except BackendError as error:
                 advice = "; build needs no GPU" if supported_targets(library) else ""
                 raise BackendError(f"{self.name}: {error}{advice}") from error
-        return self._workplace
+        return self._device

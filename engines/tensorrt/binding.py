@@ -20,7 +20,7 @@ from percoedge.engines.contract import Buffer, TensorSpec, check_tensors
 from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Gpu, Mark
 from percoedge.engines.tensorrt.library import Library, log_to
 
-__all__ = ["Binding", "TensorRtBuffer", "Workplace"]
+__all__ = ["Binding", "TensorRtBuffer", "Device"]
 
 _ALIGNMENT = 256
 # Names in traces of the GPU.
@@ -28,7 +28,7 @@ _TO_DEVICE, _TO_HOST = "host to device", "device to host"
 _ON_DEVICE, _COMPUTE = "device to device", "compute"
 
 
-class Workplace:
+class Device:
     """What the engines of one backend share: GPU, library, a lock, and memory for activations.
 
     One graph runs at a time, so one block of memory serves all of them.
@@ -122,7 +122,7 @@ class Binding:
 
     def __init__(
         self,
-        workplace: Workplace,
+        device: Device,
         where: str,
         context: Any,
         inputs: Sequence[TensorSpec],
@@ -131,13 +131,13 @@ class Binding:
         sizes: Mapping[str, int],
         captures: bool,
     ) -> None:
-        self._workplace, self._gpu = workplace, workplace.gpu
+        self._device, self._gpu = device, device.gpu
         self._where, self._context, self._captures = where, context, captures
         self._messages: list[str] = []
         self._graph: Captured | None = None
         self._scratch: DeviceMemory | None = None
         self._runs = 0
-        with log_to(workplace.library, self._note):
+        with log_to(device.library, self._note):
             for spec, shape in zip(inputs, shapes, strict=True):
                 self._require(context.set_input_shape(spec.name, shape), f"shape {shape}")
             found = [tuple(context.get_tensor_shape(spec.name)) for spec in outputs]
@@ -191,7 +191,7 @@ class Binding:
 
     def execute(self) -> None:
         """Queue the graph: as it is at first, and as a captured CUDA graph from then on."""
-        scratch = self._workplace.scratch(self._scratch_bytes)
+        scratch = self._device.scratch(self._scratch_bytes)
         if scratch is not self._scratch:
             self._forget_graph()
             self._context.set_device_memory(scratch.address, scratch.size_bytes)
@@ -203,7 +203,7 @@ class Binding:
             if self._graph is not None:
                 self._graph.launch()
             else:
-                with log_to(self._workplace.library, self._note):
+                with log_to(self._device.library, self._note):
                     self._require(self._enqueue(self._gpu.stream), "a run")
         self._runs += 1
 
@@ -249,7 +249,7 @@ class Binding:
         if not done:
             said = "; ".join(self._messages) or "it gives no reason"
             self._messages.clear()
-            name, version = self._workplace.library.name, self._workplace.library.version
+            name, version = self._device.library.name, self._device.library.version
             raise self._gpu.failure(f"{self._where}: {name} {version} refuses {what}", said)
 
 

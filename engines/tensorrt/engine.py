@@ -12,7 +12,7 @@ import msgspec
 from percoedge.engines.contract import Buffer, TensorSpec, check_tensors
 from percoedge.engines.plans.cache import PlanCache
 from percoedge.engines.plans.record import BuildRequest, PlanRecord, rebuild_command
-from percoedge.engines.tensorrt.binding import Binding, Workplace
+from percoedge.engines.tensorrt.binding import Binding, Device
 from percoedge.engines.tensorrt.contexts import Contexts
 from percoedge.engines.tensorrt.library import DTYPES
 from percoedge.errors import BackendError
@@ -31,7 +31,7 @@ class TensorRtEngine:
 
     def __init__(
         self,
-        workplace: Workplace,
+        device: Device,
         engine: Any,
         cache: PlanCache,
         record: PlanRecord,
@@ -41,20 +41,20 @@ class TensorRtEngine:
         self._names = tuple(spec.name for spec in self.inputs)
         self._record = record
         self._where = f"graph {record.kind!r} ({record.precision}, {record.library})"
-        self._workplace = workplace
-        trt = workplace.library.module
+        self._device = device
+        trt = device.library.module
         self._check_interface(engine, trt.TensorIOMode.INPUT, self.inputs)
         self._check_interface(engine, trt.TensorIOMode.OUTPUT, self.outputs)
         self._contexts: Contexts | None = Contexts(trt, engine, cache, record)
         self._bindings: OrderedDict[object, Binding] = OrderedDict()
-        workplace.join()
+        device.join()
 
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
         """Run the engine on its stream; see the contract of Engine."""
-        with self._workplace.lock:
+        with self._device.lock:
             if self._contexts is None:
                 raise BackendError(f"{self._where} is closed; load it again")
-            self._workplace.gpu.enter()
+            self._device.gpu.enter()
             binding = self._binding_for(feeds, self._contexts)
             binding.upload(feeds)
             binding.execute()
@@ -66,17 +66,17 @@ class TensorRtEngine:
 
     def close(self) -> None:
         """Free the engine and its memory; see the contract of Engine."""
-        with self._workplace.lock:
+        with self._device.lock:
             if self._contexts is None:
                 return
             with contextlib.suppress(Exception):  # of a lost GPU, on which nothing runs
-                self._workplace.gpu.enter()
-                self._workplace.gpu.wait()
+                self._device.gpu.enter()
+                self._device.gpu.wait()
                 self._contexts.keep_kernels()
             while self._bindings:
                 self._bindings.popitem()[1].free()
             self._contexts = None  # the last reference to the library's engine
-            self._workplace.leave()
+            self._device.leave()
 
     def __enter__(self) -> TensorRtEngine:
         return self
@@ -96,13 +96,13 @@ class TensorRtEngine:
         if not self._record.profile.covers(sizes):
             raise self._beyond(sizes)
         if len(self._bindings) >= _MAX_BINDINGS:
-            self._workplace.gpu.wait()  # the one unused for longest may still be at work
+            self._device.gpu.wait()  # the one unused for longest may still be at work
             self._bindings.popitem(last=False)[1].free()
         context = contexts.make()
         if context is None:
-            raise self._workplace.gpu.failure(self._where, "TensorRT made no execution context")
+            raise self._device.gpu.failure(self._where, "TensorRT made no execution context")
         self._bindings[key] = Binding(
-            self._workplace,
+            self._device,
             self._where,
             context,
             self.inputs,

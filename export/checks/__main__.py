@@ -7,8 +7,8 @@ Each is run on the same feeds as
     reference fp16   onnx.reference, which rounds after every operation, as the FP16 graph says
     BACKEND VARIANT  every variant on onnxruntime-cpu, and what each --backend would decode with
 
-and judged by the bounds of ``percoedge compare``. The largest number that the reference met is told
-besides, for FP16 ends at 65504.
+and judged by the bounds of ``percoedge compare``. The largest number that the reference met is
+named besides, for FP16 ends at 65504.
 """
 
 from __future__ import annotations

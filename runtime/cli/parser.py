@@ -51,7 +51,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace | None:
     if options.streams:
         _settle_output(options, others)
     if others:
-        raise UsageError(f"unrecognized arguments: {' '.join(others)}; see 'percoedge --help'")
+        command = f"percoedge {options.command[0]}"
+        raise UsageError(f"unrecognized arguments: {' '.join(others)}; see '{command} --help'")
     return options
 
 

@@ -1,4 +1,4 @@
-"""Formats of image files: told by the first bytes, never by a name's suffix.
+"""Formats of image files: known by their first bytes, never by a name's suffix.
 
 JPEG, PNG, WebP and AVIF are read by Pillow, HEIC and JPEG XL by its plugins where these are
 installed. Other files are called by their names in the error, with what to do about them.

@@ -1,6 +1,6 @@
 """Images in: whatever holds one becomes sRGB pixels, 8 bits, upright, opaque.
 
-Everything that changes what a person sees is told in the notes. Limits are checked on the header,
+Everything that changes what a person sees is named in the notes. Limits are checked on the header,
 before pixels are decoded: sides of 1 to `MAX_SIDE` px as in the stream format, and an area that
 callers choose. This module knows nothing of models; padding to their stride is the codec's work.
 """
@@ -8,6 +8,7 @@ callers choose. This module knows nothing of models; padding to their stride is 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -78,7 +79,7 @@ def read_image(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Photo
     if isinstance(source, Image.Image):
         with guarded("the image"):
             _check_size(source.width, source.height, "the image", limit)
-            return _photo_from_pillow(source, "the image", None)
+            return _photo_from_pillow(source, "the image")
     if type(source) in (np.ndarray, np.memmap):
         return _photo_from_array(np.asarray(source), limit)
     if not is_byte_source(source):
@@ -95,10 +96,15 @@ def read_image(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Photo
             unnamed=name,
         )
         with open_image(data, name, lambda w, h: _check_size(w, h, name, limit)) as image:
-            points = code_points_of_png(data) if image.format == "PNG" else None
-            if image.format == "AVIF":
+            points, broken = None, []
+            if image.format == "PNG":
+                try:
+                    points = code_points_of_png(data)
+                except ValueError:
+                    broken.append("its colours (cICP) are broken and were ignored")
+            elif image.format == "AVIF":
                 points = code_points_of_avif(data)
-            return _photo_from_pillow(image, name, points)
+            return _photo_from_pillow(image, name, points, broken)
 
 
 def _limit(max_pixels: int) -> int:
@@ -151,16 +157,18 @@ def _photo_from_array(array: NDArray[np.uint8], max_pixels: int) -> Photo:
     _check_size(shape[1], shape[0], "the array", max_pixels)
     if shape[2:] == (4,):
         image = Image.fromarray(np.ascontiguousarray(array))
-        return _photo_from_pillow(image, "the array", None)
+        return _photo_from_pillow(image, "the array")
     notes = tuple(_notes_on_size(shape[1], shape[0]))
     if shape[2:] == (3,):
         return Photo(np.ascontiguousarray(array), notes)
     return Photo(np.repeat(array.reshape(*shape[:2], 1), 3, axis=2), notes)
 
 
-def _photo_from_pillow(image: Image.Image, name: str, points: CodePoints | None) -> Photo:
+def _photo_from_pillow(
+    image: Image.Image, name: str, points: CodePoints | None = None, broken: Iterable[str] = ()
+) -> Photo:
     """Load an image whose size has been checked, and make it upright, opaque and sRGB."""
-    notes = _notes_on_size(image.width, image.height)
+    notes = [*_notes_on_size(image.width, image.height), *broken]
     tile = getattr(image, "tile", None)
     raw_mode = str(tile[0][3]) if tile else ""  # gone once the pixels are loaded
     frames, frame = getattr(image, "n_frames", 1), image.tell()

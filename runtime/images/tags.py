@@ -35,7 +35,10 @@ class CodePoints:
 
 
 def code_points_of_png(data: bytes) -> CodePoints | None:
-    """Return the cICP chunk of a PNG, None without a sound one (PNG, third edition, 11.3.2.6)."""
+    """Return the cICP chunk of a PNG, None without one (PNG, third edition, 11.3.2.6).
+
+    Raises ValueError for one that is broken or of a matrix, which PNG does not have.
+    """
     at = 8
     for _ in range(_MAX_PARTS):
         if at + 12 > len(data):
@@ -43,9 +46,11 @@ def code_points_of_png(data: bytes) -> CodePoints | None:
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind in (b"IDAT", b"IEND"):
             return None
-        if kind == b"cICP" and length == 4 and at + 12 <= len(data):
-            primaries, transfer, matrix, full = data[at + 8 : at + 12]
-            return CodePoints(primaries, transfer, bool(full)) if matrix == 0 else None
+        if kind == b"cICP":
+            body = data[at + 8 : at + 8 + length]
+            if len(body) != 4 or body[2] != 0:
+                raise ValueError("expected 4 bytes in the chunk cICP, the third of them 0")
+            return CodePoints(body[0], body[1], bool(body[3]))
         at += 12 + length
     return None
 
@@ -101,7 +106,7 @@ def _associated(data: bytes, start: int, wanted: int) -> list[int]:
 
 
 def size_of_webp(data: bytes) -> tuple[int, int]:
-    """Return width and height of a WebP, or anything where its header is broken (RFC 9649).
+    """Return width and height of a WebP; raises ValueError where it is cut short (RFC 9649).
 
     Pillow's plugin reserves two whole pictures before it tells a size.
     """
@@ -109,6 +114,8 @@ def size_of_webp(data: bytes) -> tuple[int, int]:
     def number(start: int, end: int) -> int:
         return int.from_bytes(data[start:end], "little")
 
+    if len(data) < 30:
+        raise ValueError(f"expected a header of 30 bytes, got {len(data)}")
     kind = data[12:16]
     if kind == b"VP8X":
         return number(24, 27) + 1, number(27, 30) + 1

@@ -5,6 +5,7 @@ Numbers of numpy are numbers; a bool is not. Nothing here knows what an argument
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import re
@@ -35,7 +36,10 @@ def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 def expect_number(name: str, value: Any, low: float, high: float) -> float:
     """Return a real number of ``low`` to ``high`` as float. Raises UsageError for anything else."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # an integer beyond all floats
+            number = float(value)
     if not low <= number <= high:  # which NaN is not
         raise UsageError(f"expected {name} to be a number of {low} to {high}, got {shown(value)}")
     return number

