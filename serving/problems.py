@@ -1,0 +1,76 @@
+"""Errors as problem details, RFC 9457: status, type, title, and the error's own text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from percoedge.errors import (
+    BundleMismatchError,
+    EngineError,
+    ImageError,
+    InputError,
+    PercoedgeError,
+    StreamError,
+    UsageError,
+)
+from percoedge.serving.dispatcher import DeadlinePassed, Draining, QueueFull
+
+__all__ = ["MEDIA_TYPE", "Problem", "problem_from_error"]
+
+MEDIA_TYPE = "application/problem+json"
+
+# The first class that fits decides, so the narrow ones stand first.
+_KINDS: tuple[tuple[type[PercoedgeError], int, str], ...] = (
+    (QueueFull, 503, "queue-full"),
+    (Draining, 503, "stopping"),
+    (DeadlinePassed, 504, "deadline"),
+    (BundleMismatchError, 409, "other-bundle"),
+    (StreamError, 422, "stream"),
+    (ImageError, 422, "image"),
+    (UsageError, 400, "usage"),
+    (InputError, 422, "input"),
+    (EngineError, 500, "engine"),
+    (PercoedgeError, 500, "internal"),
+)
+
+
+class Problem(Exception):
+    """A request that is refused before it becomes a task: what HTTP itself has a status for."""
+
+    def __init__(
+        self, status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail = status, kind, detail
+        self.headers = dict(headers or {})
+
+    def response(self, request_id: str) -> JSONResponse:
+        """The answer: status, headers and a body of problem details."""
+        return JSONResponse(
+            self.body(request_id), self.status, headers=self.headers, media_type=MEDIA_TYPE
+        )
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The members of the problem details."""
+        return {
+            "type": f"urn:percoedge:problem:{self.kind}",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": f"urn:percoedge:request:{request_id}",
+        }
+
+
+def problem_from_error(error: PercoedgeError) -> Problem:
+    """The problem that stands for an error of the codec or the dispatcher."""
+    status, kind = next((status, kind) for cls, status, kind in _KINDS if isinstance(error, cls))
+    headers = {}
+    if isinstance(error, QueueFull):
+        headers["Retry-After"] = str(error.retry_after_s)
+    elif status == 503:
+        headers["Retry-After"] = "1"
+    return Problem(status, kind, str(error), headers)

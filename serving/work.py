@@ -1,0 +1,195 @@
+"""What a lane does: decode and encode with the codecs that it has loaded.
+
+Everything that crosses the border of a lane is small and pickles: tasks in, outcomes out. A task
+that fails gives its error as its outcome, so that it never fails the others of its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+
+from percoedge.bitstream.container import unpack
+from percoedge.bundles import demo_image_path
+from percoedge.engines.bundle import Bundle
+from percoedge.engines.selection import select
+from percoedge.errors import BundleMismatchError, PercoedgeError, UsageError
+from percoedge.runtime.codec import Codec
+from percoedge.runtime.images import read_image, write_image
+from percoedge.serving.settings import ServiceSettings
+
+__all__ = ["DecodeTask", "EncodeTask", "Outcome", "Worker"]
+
+
+@dataclass(frozen=True)
+class DecodeTask:
+    """One stream to decode, as ``Codec.decode`` does; ``format`` is "PNG", "JPEG" or "WEBP"."""
+
+    data: bytes
+    format: str = "PNG"
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int | None = None
+    cut: bool = False
+    passes: int | None = None
+
+    @property
+    def batch_key(self) -> object:
+        """Tasks of one key may be decoded together; None for a task that goes alone."""
+        if self.cut or self.passes is not None:
+            return None
+        stream = unpack(self.data)
+        header = stream.header
+        return (
+            stream.fingerprint,
+            *(header.width, header.height, header.schedule, header.passes_sent),
+            *(header.steps, header.guidance, self.steps, self.guidance, self.seed),
+        )
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """One image file to encode with a bundle of the service (None: the first)."""
+
+    data: bytes
+    bundle: str | None = None
+    caption: str = ""
+    schedule: str | None = None
+    passes: int | None = None
+    seed: int | None = None
+
+    @property
+    def batch_key(self) -> object:
+        """Images are encoded one by one."""
+        return None
+
+
+Task = DecodeTask | EncodeTask
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer to a task: bytes of a file, its size in pixels, notes, and times by stage."""
+
+    body: bytes
+    width: int
+    height: int
+    bundle: str
+    notes: tuple[str, ...] = ()
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Worker:
+    """The codecs of one lane: a bundle each, loaded and warmed up when it is made.
+
+    Raises BundleError or BackendError when one cannot be loaded.
+    """
+
+    def __init__(self, settings: ServiceSettings, threads: int | None) -> None:
+        self._limits = {} if settings.max_pixels is None else {"max_pixels": settings.max_pixels}
+        self._codecs: dict[str, Codec] = {}
+        for name in settings.bundles:
+            bundle = Bundle.open(name)
+            backend = select(settings.backend, bundle=bundle, threads=threads)
+            self._codecs[name] = Codec(bundle, backend)
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """One image there and back through every codec: the first request is not the slowest."""
+        for codec in self._codecs.values():
+            codec.decode(codec.encode(demo_image_path()))
+
+    def run(self, tasks: Sequence[Task]) -> list[Outcome | PercoedgeError]:
+        """The outcome or the error of each task, in order."""
+        if len(tasks) > 1 and all(isinstance(task, DecodeTask) for task in tasks):
+            try:
+                return list(self._decode_batch([t for t in tasks if isinstance(t, DecodeTask)]))
+            except PercoedgeError:
+                pass  # one of them is bad: each by itself
+        return [self._outcome(task) for task in tasks]
+
+    def _outcome(self, task: Task) -> Outcome | PercoedgeError:
+        try:
+            return self._encode(task) if isinstance(task, EncodeTask) else self._decode(task)
+        except PercoedgeError as error:
+            return error
+
+    def _encode(self, task: EncodeTask) -> Outcome:
+        codec = self._named(task.bundle)
+        photo = read_image(task.data, **self._limits)
+        data = codec.encode(
+            photo.pixels,
+            caption=task.caption,
+            schedule=task.schedule,
+            passes=task.passes,
+            seed=task.seed,
+            **self._limits,
+        )
+        height, width = photo.pixels.shape[:2]
+        return Outcome(
+            data, width, height, codec.bundle.name, photo.notes, timings_ms=codec.timings_ms
+        )
+
+    def _decode(self, task: DecodeTask) -> Outcome:
+        codec = self._codec_for(task)
+        image = codec.decode(
+            task.data,
+            steps=task.steps,
+            guidance=task.guidance,
+            seed=task.seed,
+            cut=task.cut,
+            passes=task.passes,
+            **self._limits,
+        )
+        timings_ms = codec.timings_ms
+        body = _file(image, task.format)
+        return Outcome(body, image.width, image.height, codec.bundle.name, timings_ms=timings_ms)
+
+    def _decode_batch(self, tasks: list[DecodeTask]) -> Iterator[Outcome]:
+        first = tasks[0]
+        codec = self._codec_for(first)
+        images = codec.decode_batch(
+            [task.data for task in tasks],
+            steps=first.steps,
+            guidance=first.guidance,
+            seed=first.seed,
+            **self._limits,
+        )
+        timings_ms = codec.timings_ms
+        for task, image in zip(tasks, images, strict=True):
+            yield Outcome(
+                _file(image, task.format),
+                *(image.width, image.height, codec.bundle.name),
+                timings_ms=timings_ms,
+            )
+
+    def _named(self, name: str | None) -> Codec:
+        if name is None:
+            return next(iter(self._codecs.values()))
+        for given, codec in self._codecs.items():
+            if name in (given, codec.bundle.name):
+                return codec
+        known = ", ".join(codec.bundle.name for codec in self._codecs.values())
+        raise UsageError(f"expected one of the bundles {known}, got {name!r}")
+
+    def _codec_for(self, task: DecodeTask) -> Codec:
+        """The codec of the bundle that made a stream."""
+        fingerprint = unpack(task.data, cut=task.cut).fingerprint
+        for codec in self._codecs.values():
+            if fingerprint in (None, codec.bundle.fingerprint):
+                return codec
+        known = ", ".join(
+            f"{codec.bundle.name} ({codec.bundle.fingerprint.hex()})"
+            for codec in self._codecs.values()
+        )
+        raise BundleMismatchError(
+            f"expected a stream of one of the bundles {known}, got one of "
+            f"{fingerprint.hex() if fingerprint else 'none'}; start the service with that bundle"
+        )
+
+
+def _file(image: object, format: str) -> bytes:
+    stream = BytesIO()
+    write_image(image, stream, format)
+    return stream.getvalue()
