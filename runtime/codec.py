@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -171,18 +171,22 @@ class Codec:
         seed: int | None = None,
         bare: bool = False,
         cut: bool = False,
+        passes: int | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> Image.Image:
         """Decode a stream (bytes, a path or an open file) to an RGB image of the size encoded.
 
         ``steps`` (1..255), ``guidance`` and ``seed`` replace what the stream or else the bundle
         says. ``cut``: the stream may have been cut short: decode what is left of it; missing tokens
-        are sampled, and a whole stream decodes as without it. The same call gives the same image on
-        the same machine, and the same tokens on every one. Raises StreamError (BundleMismatchError
-        for a stream of another bundle), InputError, UsageError or EngineError.
+        are sampled, and a whole stream decodes as without it. ``passes``: decode the first so many
+        only (1 or more), as ``decode_progressive`` does; None for all. The same call gives the same
+        image on the same machine, and the same tokens on every one. Raises StreamError
+        (BundleMismatchError for a stream of another bundle), InputError, UsageError or EngineError.
         """
         settings = Settings(self.bundle, steps, guidance, seed)
-        return self._images(self._opened(data, settings, bare, cut, max_pixels))[0]
+        passes = None if passes is None else expect_int("passes", passes, 1)
+        batch = self._opened(data, settings, bare, cut, max_pixels)
+        return self._images(replace(batch, passes=passes))[0]
 
     def decode_batch(
         self,

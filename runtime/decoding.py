@@ -47,13 +47,14 @@ class Batch:
     """Streams that agree in size, schedule, passes sent and settings.
 
     ``places``: the index of each among all streams. ``cut``: whether bytes may be missing at their
-    ends; then there is one stream.
+    ends; then there is one stream. ``passes``: how many to decode, None for all.
     """
 
     streams: list[Stream]
     places: list[int]
     settings: Settings
     cut: bool = False
+    passes: int | None = None
 
     @property
     def schedule(self) -> str:
@@ -132,7 +133,7 @@ def read_tokens(engines: EngineSet, batch: Batch) -> NDArray[np.int32]:
     grid, schedule = batch.grid, batch.schedule
     passes_sent, cut = batch.streams[0].header.passes_sent, _cut(batch)
     with entropy_codec(engines, schedule) as coder, engines.clock.timed("entropy decoding"):
-        if passes_sent is None and cut is False:
+        if passes_sent is None and cut is False and batch.passes is None:
             data = [stream.tokens for stream in batch.streams]
             return np.concatenate(
                 [coder.decode(data[part], grid, schedule) for part in batch.parts]
@@ -144,6 +145,7 @@ def read_tokens(engines: EngineSet, batch: Batch) -> NDArray[np.int32]:
                     grid,
                     schedule,
                     passes_sent=passes_sent,
+                    passes=batch.passes,
                     cut=cut,
                     seed=batch.settings.seed_for(stream),
                 )

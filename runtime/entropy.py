@@ -100,18 +100,26 @@ class EntropyCodec:
         schedule: str,
         *,
         passes_sent: int | None = None,
+        passes: int | None = None,
         cut: bool | None = False,
         seed: int = 0,
     ) -> Tokens:
         """Decode a grid (h,w) of which a part is missing: that part is sampled from the model.
 
-        ``passes_sent``: how many passes the stream holds. ``cut``: whether the bytes end early;
-        tokens that they do not settle are sampled. None where nobody knows: then the bytes are
-        whole if they can be (FORMAT.md, section 8), which takes a second decode if they cannot.
-        Sampling draws from ``seed`` with integers only, so it too is the same everywhere. Raises
-        StreamError for bytes that no encoder makes.
+        ``passes_sent``: how many passes the stream holds; ``passes``: how many of these to use,
+        None for all. ``cut``: whether the bytes end early; tokens that they do not settle are
+        sampled. None where nobody knows: then the bytes are whole if they can be (FORMAT.md,
+        section 8), which takes a second decode if they cannot. Sampling draws from
+        ``seed`` with integers only, so it too is the same everywhere. Raises StreamError for bytes
+        that no encoder makes.
         """
-        state = self._read(data, shape, schedule, passes_sent, cut)
+        if passes is not None:
+            passes = min(passes, pass_count(schedule) if passes_sent is None else passes_sent)
+        # Whether bytes are whole shows at their end only; else what comes later is not read.
+        needed = passes_sent if cut is None or passes is None else passes
+        state = self._read(data, shape, schedule, needed, cut)
+        if passes is not None:
+            state[self._pass_numbers(shape, schedule) >= passes] = self._size
         return self._completed(state, schedule, seed)
 
     def decode_progressive(
@@ -130,14 +138,19 @@ class EntropyCodec:
         that the stream holds is read first.
         """
         state = self._read(data, shape, schedule, passes_sent, cut)
-        numbers = np.empty(shape, np.uint8)
-        for tile in grid_tiles(*shape, self._tile):
-            numbers[tile.slices] = pass_table(schedule, *tile.shape)
+        numbers = self._pass_numbers(shape, schedule)
         numbers_read = numbers[state != self._size]
         for number in np.unique(numbers_read) if len(numbers_read) else [0]:
             seen = np.where(numbers <= number, state, self._size).astype(np.int32)
             known = int((seen != self._size).sum())
             yield DecodedTokens(self._completed(seen, schedule, seed), known)
+
+    def _pass_numbers(self, shape: tuple[int, int], schedule: str) -> NDArray[np.uint8]:
+        """The pass of every token of a grid, from 0."""
+        numbers = np.empty(shape, np.uint8)
+        for tile in grid_tiles(*shape, self._tile):
+            numbers[tile.slices] = pass_table(schedule, *tile.shape)
+        return numbers
 
     def _read(
         self,

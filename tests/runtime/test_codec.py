@@ -361,6 +361,25 @@ def test_damage_never_raises_anything_but_stream_errors(codec: Codec, fakes: Any
             codec.decode(bytes(damaged), cut=True, max_pixels=1600)
 
 
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("left", [None, 0.5])
+@pytest.mark.parametrize("sent", [None, 3])
+def test_the_first_passes_alone_are_what_a_progressive_decode_gives_after_them(
+    codec: Codec, fakes: Any, sent: int | None, left: float | None, bare: bool
+) -> None:
+    stream = codec.encode(fakes.photo(64, 72), passes=sent, bare=bare)
+    whole = len(stream)
+    data = stream if left is None else stream[: whole - int((whole - 16) * left)]
+    options: dict[str, bool] = {"bare": bare, "cut": left is not None}
+    images = [each.image for each in codec.decode_progressive(data, **options)]
+    for number, image in enumerate(images, 1):
+        assert codec.decode(data, passes=number, **options) == image
+    assert codec.decode(data, passes=9, **options) == codec.decode(data, **options) == images[-1]
+    assert left or images[0] != images[-1]
+    with pytest.raises(UsageError, match="passes"):
+        codec.decode(data, passes=0, **options)
+
+
 # ---- batches ------------------------------------------------------------------------------------
 
 
