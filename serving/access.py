@@ -29,12 +29,13 @@ log = logging.getLogger("percoedge.access")
 
 
 class AccessLog:
-    """ASGI middleware; ``scope["state"]["request_id"]`` is the client's X-Request-ID or a new one."""
+    """ASGI middleware; ``request.state.request_id`` is the client's X-Request-ID or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -42,10 +43,8 @@ class AccessLog:
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.perf_counter()
-        sent: dict[str, Any] = {
-            "status": 499,
-            "bytes": 0,
-        }  # 499: the client has gone, as nginx says
+        # 499, as nginx says it: the client has gone
+        sent: dict[str, Any] = {"status": 499, "bytes": 0}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -82,6 +81,7 @@ class JsonFormatter(logging.Formatter):
     """A JSON object a line: time in UTC, level, logger, message, and what the record carries."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line."""
         seconds = time.gmtime(record.created)
         entry: dict[str, Any] = {
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', seconds)}.{int(record.msecs):03d}Z",

@@ -6,9 +6,11 @@ hands tasks.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,12 +20,18 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import (
+    FileResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from percoedge import __version__
-from percoedge.bitstream.container import MAX_STREAM_BYTES
+from percoedge.bitstream.container import MAX_STREAM_BYTES, unpack
 from percoedge.errors import PercoedgeError
 from percoedge.runtime.info import describe
 from percoedge.serving import documents
@@ -38,6 +46,8 @@ __all__ = ["create_app"]
 
 _PAGE = Path(__file__).parent / "page"
 _STREAM_TYPE = "image/x-percoedge"
+
+log = logging.getLogger("percoedge.serving")
 
 Steps = Annotated[int | None, Query(ge=1, le=255, description="Euler steps of the flow")]
 Seed = Annotated[int | None, Query(ge=0, lt=1 << 32, description="of the decoder's noise")]
@@ -55,11 +65,12 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+        starting = asyncio.create_task(service.start())  # meanwhile it is live, not ready
         try:
             yield
         finally:
             await service.stop()
+            starting.cancel()
 
     app = FastAPI(
         title="percoedge",
@@ -82,7 +93,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
             expose_headers=["server-timing", "x-percoedge-bundle", "x-request-id"],
         )
     app.add_middleware(AccessLog)
-    app.mount("/", StaticFiles(directory=_PAGE, html=True), name="page")
+    app.mount("/page", StaticFiles(directory=_PAGE), name="page")
     return app
 
 
@@ -110,6 +121,14 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         except ClientGone:
             status = 499
             return Response(status_code=499)  # nobody reads it
+        except Exception as error:
+            log.exception("bug", extra={"request_id": request.state.request_id})
+            raise Problem(
+                500,
+                "internal",
+                "unexpected error: this is a bug; its traceback is in the log under the id of this "
+                "request",
+            ) from error
         finally:
             metrics.requests.labels(operation, str(status)).inc()
             metrics.latency.labels(operation).observe(time.perf_counter() - began)
@@ -117,7 +136,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     async def received(
         operation: str, request: Request, limit_bytes: int, kinds: tuple[str, ...]
     ) -> bytes:
-        body = await read_body(request, limit_bytes, settings.body_timeout_s, kinds)
+        with service.place():
+            body = await read_body(request, limit_bytes, settings.body_timeout_s, kinds)
         metrics.bytes_in.labels(operation).inc(len(body))
         return body
 
@@ -139,7 +159,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         async def answer() -> Response:
             kind = chosen_format(request, format)
             data = await received("decode", request, MAX_STREAM_BYTES, (_STREAM_TYPE,))
-            service.check_stream(data, cut)
+            service.opened(data, cut)
             task = DecodeTask(data, kind, steps, guidance, seed, cut)
             outcome = await while_connected(request, service.run("decode", task))
             return sent("decode", outcome, f"image/{kind.lower()}")
@@ -171,7 +191,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
         async def answer() -> Response:
             data = await received("info", request, MAX_STREAM_BYTES, (_STREAM_TYPE,))
-            return JSONResponse(describe(data, service.bundle_of(data, cut), cut=cut))
+            bundle = service.bundle_of(unpack(data, cut=cut))
+            return JSONResponse(describe(data, bundle, cut=cut))
 
         return await answered("info", request, answer)
 
@@ -189,8 +210,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         async def answer() -> Response:
             kind = chosen_format(request, format)
             data = await received("progressive", request, MAX_STREAM_BYTES, (_STREAM_TYPE,))
-            service.check_stream(data, cut)
-            total = service.passes_of(data, cut)
+            total = service.passes_of(service.opened(data, cut))
 
             def task(number: int) -> DecodeTask:
                 passes = number if number < total else None
@@ -228,6 +248,11 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """The page for people."""
+        return FileResponse(_PAGE / "index.html")
+
     @app.get("/health/live", **documents.HEALTH)
     async def live() -> Response:
         """Whether the process answers."""
@@ -249,8 +274,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _handle_errors(app: FastAPI, service: Service) -> None:
     async def on_problem(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, Problem)
-        if problem.status >= 400:
-            service.metrics.rejected.labels(problem.kind).inc()
+        service.metrics.rejected.labels(problem.kind).inc()
         return problem.response(request.state.request_id)
 
     async def on_validation(request: Request, error: Exception) -> Response:
@@ -267,19 +291,9 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
         problem = Problem(error.status_code, kind, str(error.detail), error.headers)
         return await on_problem(request, problem)
 
-    async def on_bug(request: Request, error: Exception) -> Response:
-        problem = Problem(
-            500,
-            "internal",
-            "unexpected error: this is a bug; its traceback is in "
-            "the log under the id of this request",
-        )
-        return await on_problem(request, problem)
-
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(Exception, on_bug)
 
 
 def _authorize(request: Request, token: str | None) -> None:

@@ -1,10 +1,10 @@
 """Accepted requests on their way to the lanes: a bounded queue, batches, deadlines.
 
-A request waits here until a lane is free. The lane takes the oldest one and with it others of the same
-key, up to the largest batch. A request whose client has gone, or whose deadline has passed, leaves the
-queue before a batch is made of it, and so never delays anybody. When a lane dies under a batch, every
-task of it is tried once more by itself: the one that kills its lane again is answered with an error,
-its mates are answered as if nothing had happened.
+A request waits here until a lane is free. The lane takes the oldest one and with it others of the
+same key, up to the largest batch. A request whose client has gone, or whose deadline has passed,
+leaves the queue before a batch is made of it, and so never delays anybody. When a lane dies under a
+batch, every task of it is tried once more by itself: the one that kills its lane again is answered
+with an error, its mates are answered as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Dispatcher:
         self._running = 0
         self._seconds = 0.1  # of a task, a running mean
         self._loops: list[asyncio.Task[None]] = []
-        self._draining = False
+        self._unanswered: set[_Waiting] = set()
+        self._drained: asyncio.Task[bool] | None = None
 
     @property
     def waiting(self) -> int:
@@ -101,19 +102,26 @@ class Dispatcher:
         await asyncio.gather(*(lane.start() for lane in self._lanes))
         self._loops = [asyncio.create_task(self._serve(lane)) for lane in self._lanes]
 
+    def check_room(self, others: int = 0) -> None:
+        """Raise Draining or QueueFull unless a request may come, beside ``others`` on their way."""
+        if self._drained is not None:
+            raise Draining("expected a service that runs, got one that is stopping; try again soon")
+        waiting = len(self._queue) + others
+        if waiting >= self._max_queue:
+            rate = len(self._lanes) / self._seconds
+            raise QueueFull(self._max_queue, max(1, math.ceil(waiting / rate)))
+
     async def submit(self, task: Task, deadline_s: float) -> Outcome:
         """The outcome of a task.
 
-        Cancelling gives up its place. Raises QueueFull or Draining at once, DeadlinePassed, LaneDied
-        when the task kills its lane, or the task's own PercoedgeError.
+        Cancelling gives up its place. Raises QueueFull or Draining at once, DeadlinePassed,
+        Draining when the service stops before its turn, LaneDied when the task kills its lane, or
+        the task's own PercoedgeError.
         """
-        if self._draining:
-            raise Draining("expected a service that runs, got one that is stopping; try again soon")
-        if len(self._queue) >= self._max_queue:
-            rate = len(self._lanes) / self._seconds
-            raise QueueFull(self._max_queue, max(1, math.ceil(len(self._queue) / rate)))
+        self.check_room()
         waiting = _Waiting(task, task.batch_key)
         self._queue.append(waiting)
+        self._unanswered.add(waiting)
         self._arrived.set()
         try:
             return await asyncio.wait_for(waiting.future, deadline_s)
@@ -124,21 +132,36 @@ class Dispatcher:
             ) from None
         finally:
             waiting.future.cancel()  # does nothing when it is done
+            self._unanswered.discard(waiting)
             if waiting in self._queue:
                 self._queue.remove(waiting)
 
     async def drain(self, seconds: float) -> bool:
-        """Accept nothing more, and wait for what was accepted; whether all of it was answered."""
-        self._draining = True
-        end = time.monotonic() + seconds
-        while (self._queue or self._running) and time.monotonic() < end:
+        """Accept nothing more, answer what was accepted, and stop the lanes; whether all was.
+
+        What is not answered after so many seconds is refused, and its lanes are killed. A second
+        call waits for the first.
+        """
+        if self._drained is None:
+            self._drained = asyncio.create_task(self._drain(time.monotonic() + seconds))
+        return await asyncio.shield(self._drained)
+
+    async def _drain(self, end: float) -> bool:
+        while self._unanswered and time.monotonic() < end:
             await asyncio.sleep(0.01)
-        answered = not (self._queue or self._running)
+        late = list(self._unanswered)
+        for waiting in late:
+            if not waiting.future.done():
+                waiting.future.set_exception(
+                    Draining("expected time for an answer, got the end of the service; try again")
+                )
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        for lane in self._lanes if late else ():
+            lane.kill()
         await asyncio.gather(*(lane.stop() for lane in self._lanes))
-        return answered
+        return not late
 
     async def _serve(self, lane: Lane) -> None:
         while True:
@@ -159,7 +182,7 @@ class Dispatcher:
             self._seconds += 0.1 * (spent - self._seconds)
 
     def _take(self, batch: list[_Waiting], key: object) -> None:
-        """Move requests of a key from the queue into a batch, the oldest first; one without a key."""
+        """Move requests of a key from the queue into a batch, the oldest first."""
         most = 1 if key is None else self._max_batch
         for waiting in list(self._queue):
             if len(batch) >= most:

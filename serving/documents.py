@@ -45,7 +45,9 @@ _WHY = {
 
 
 def _answers(*statuses: int, **content: Any) -> dict[int | str, Any]:
-    problems = {status: {"description": _WHY[status], "content": _PROBLEM} for status in statuses}
+    problems: dict[int | str, Any] = {
+        status: {"description": _WHY[status], "content": _PROBLEM} for status in statuses
+    }
     return {200: {"description": "done", "content": content["ok"]}, **problems}
 
 

@@ -12,6 +12,7 @@ from percoedge import __version__
 __all__ = ["Metrics"]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30)
+_SIZES = (1, 2, 4, 8, 16, 32)
 
 
 class Metrics:
@@ -21,43 +22,39 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        shared = {"registry": self._registry}
-        self.requests = Counter(
-            "percoedge_requests_total", "Requests answered", ["operation", "status"], **shared
+        self.requests = self._counter(
+            "requests_total", "Requests answered, by HTTP status", "operation", "status"
         )
-        self.rejected = Counter(
-            "percoedge_rejected_total", "Requests refused, by kind of problem", ["kind"], **shared
+        self.rejected = self._counter(
+            "rejected_total", "Requests refused, by kind of problem", "kind"
         )
-        self.latency = Histogram(
-            "percoedge_request_seconds",
-            "From the head of a request to its answer",
-            ["operation"],
-            buckets=_SECONDS,
-            **shared,
+        self.bytes_in = self._counter(
+            "received_bytes_total", "Bytes of bodies received", "operation"
         )
-        self.stages = Histogram(
-            "percoedge_stage_seconds",
-            "Time of a stage of the codec",
-            ["operation", "stage"],
-            buckets=_SECONDS,
-            **shared,
+        self.bytes_out = self._counter("sent_bytes_total", "Bytes of bodies sent", "operation")
+        self.latency = self._histogram(
+            "request_seconds", "From the head of a request to its answer", _SECONDS, "operation"
         )
-        self.batches = Histogram(
-            "percoedge_batch_size", "Requests run together", buckets=(1, 2, 4, 8, 16, 32), **shared
+        self.stages = self._histogram(
+            "stage_seconds", "Time of a stage of the codec", _SECONDS, "operation", "stage"
         )
-        self.bytes_in = Counter(
-            "percoedge_received_bytes_total", "Bytes of bodies received", ["operation"], **shared
-        )
-        self.bytes_out = Counter(
-            "percoedge_sent_bytes_total", "Bytes of bodies sent", ["operation"], **shared
-        )
-        Gauge("percoedge_info", "Version of percoedge", ["version"], **shared).labels(
-            __version__
-        ).set(1)
+        self.batches = self._histogram("batch_size", "Requests run together", _SIZES)
+        self.watch("info", "Version of percoedge", lambda: 1, version=__version__)
 
-    def watch(self, name: str, help: str, value: Callable[[], float]) -> None:
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"percoedge_{name}", help, labels, registry=self._registry)
+
+    def _histogram(
+        self, name: str, help: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(
+            f"percoedge_{name}", help, labels, registry=self._registry, buckets=buckets
+        )
+
+    def watch(self, name: str, help: str, value: Callable[[], float], **labels: str) -> None:
         """Add a gauge that is read when the metrics are."""
-        Gauge(name, help, registry=self._registry).set_function(value)
+        gauge = Gauge(f"percoedge_{name}", help, tuple(labels), registry=self._registry)
+        (gauge.labels(**labels) if labels else gauge).set_function(value)
 
     def text(self) -> bytes:
         """The exposition format that Prometheus reads."""

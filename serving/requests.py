@@ -1,4 +1,4 @@
-"""What a request holds, read within limits: body, formats, and whether its client is still there."""
+"""What a request holds, read within limits: body, format, and whether its client is there."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def read_body(
             415,
             "media-type",
             f"expected a body of type {', '.join(accepted)} or application/octet-stream, got "
-            f"{kind!r}; send the file itself as the body",
+            f"{kind!r}; send the file itself as the body, and its type as Content-Type",
         )
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Problem(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from percoedge.bitstream.container import unpack
+from percoedge.bitstream.container import Stream, unpack
 from percoedge.bitstream.schedules import SCHEDULES, pass_count
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.processors import usable_processors
-from percoedge.errors import BundleMismatchError
+from percoedge.errors import BundleMismatchError, PercoedgeError
 from percoedge.runtime.codec import DEFAULT_MAX_PIXELS
 from percoedge.serving.dispatcher import Dispatcher
 from percoedge.serving.lanes import Lane
@@ -22,53 +23,77 @@ from percoedge.serving.work import Outcome, Task
 
 __all__ = ["Service"]
 
-_MAX_CPU_LANES = 4
+_MAX_LANES = 4
 
 log = logging.getLogger("percoedge.serving")
 
 
 class Service:
-    """Everything that requests share; ``start`` before the first one, ``stop`` after the last."""
+    """Everything that requests share; ``start`` before the first one, ``stop`` after the last.
+
+    failure: what stopped ``start``, for whoever runs the service to report. Raises BundleError when
+    a bundle cannot be opened.
+    """
 
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
         self.bundles = [Bundle.open(name) for name in settings.bundles]
         self.max_pixels = settings.max_pixels or DEFAULT_MAX_PIXELS
         self.metrics = Metrics()
+        self.failure: PercoedgeError | None = None
         processors = usable_processors()
-        count = settings.lanes or min(processors, _MAX_CPU_LANES)
+        count = settings.lanes or min(processors, _MAX_LANES)
         threads = settings.threads or max(1, processors // count)
+        self.lanes = [Lane(settings, threads) for _ in range(count)]
         self.dispatcher = Dispatcher(
-            [Lane(settings, threads) for _ in range(count)],
+            self.lanes,
             max_batch=settings.max_batch,
             batch_window_s=settings.batch_window_ms / 1000,
             max_queue=settings.max_queue,
             observe_batch=self.metrics.batches.observe,
         )
-        self.ready = False
+        self._reading = 0
         watch = self.metrics.watch
-        watch("percoedge_queue", "Requests that wait", lambda: self.dispatcher.waiting)
-        watch("percoedge_running", "Requests in lanes", lambda: self.dispatcher.running)
-        watch("percoedge_lane_restarts", "Lanes that died", lambda: self.dispatcher.restarts)
-        watch("percoedge_ready", "Whether requests are taken", lambda: self.is_ready)
+        watch("queue", "Requests that wait", lambda: self.dispatcher.waiting)
+        watch("running", "Requests in lanes", lambda: self.dispatcher.running)
+        watch("lane_restarts", "Lanes that died", lambda: self.dispatcher.restarts)
+        watch("ready", "Whether requests are taken", lambda: self.is_ready)
 
     @property
     def is_ready(self) -> bool:
         """Whether every lane has warmed up and takes tasks."""
-        return self.ready and self.dispatcher.healthy
+        return self.dispatcher.healthy
 
     async def start(self) -> None:
-        """Load and warm up. Raises BundleError or BackendError."""
+        """Load and warm up; a BundleError or BackendError becomes ``failure``."""
         began = time.monotonic()
-        await self.dispatcher.start()
-        self.ready = True
-        log.info("ready", extra={"seconds": round(time.monotonic() - began, 3)})
+        try:
+            await self.dispatcher.start()
+        except PercoedgeError as error:
+            self.failure = error
+            self.kill()
+        else:
+            log.info("ready", extra={"seconds": round(time.monotonic() - began, 3)})
 
     async def stop(self) -> None:
-        """Answer what was accepted, within the time for it."""
-        self.ready = False
+        """Answer what was accepted, within the time for it; a second call waits for the first."""
         answered = await self.dispatcher.drain(self.settings.drain_s)
         log.info("stopped", extra={"answered_all": answered})
+
+    def kill(self) -> None:
+        """End the processes of all lanes at once."""
+        for lane in self.lanes:
+            lane.kill()
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue while a body is read. Raises QueueFull or Draining."""
+        self.dispatcher.check_room(self._reading)
+        self._reading += 1
+        try:
+            yield
+        finally:
+            self._reading -= 1
 
     async def run(self, operation: str, task: Task) -> Outcome:
         """The outcome of a task, measured. Raises what ``Dispatcher.submit`` does."""
@@ -77,31 +102,36 @@ class Service:
             self.metrics.stages.labels(operation, stage).observe(time_ms / 1000)
         return outcome
 
-    def check_stream(self, data: bytes, cut: bool) -> None:
-        """Refuse a stream that no lane could decode. Raises Problem or StreamError."""
-        header = unpack(data, cut=cut).header
+    def opened(self, data: bytes, cut: bool) -> Stream:
+        """Take apart a stream, which a lane could decode. Raises Problem or StreamError."""
+        stream = unpack(data, cut=cut)
+        header = stream.header
         if header.width * header.height > self.max_pixels:
             raise Problem(
                 413,
                 "too-many-pixels",
                 f"expected an image of at most {self.max_pixels} pixels, got "
-                f"{header.width}x{header.height}",
+                f"{header.width}x{header.height}; start the service with more --max-pixels if you "
+                "trust its clients",
             )
+        if self.bundle_of(stream) is None:
+            known = ", ".join(f"{b.name} ({b.fingerprint.hex()})" for b in self.bundles)
+            found = stream.fingerprint.hex() if stream.fingerprint else "none"
+            raise BundleMismatchError(
+                f"expected a stream of one of the bundles {known}, got one of {found}; start the "
+                "service with that bundle"
+            )
+        return stream
 
-    def bundle_of(self, data: bytes, cut: bool = False) -> Bundle | None:
+    def bundle_of(self, stream: Stream) -> Bundle | None:
         """The bundle that made a stream, None where this service does not have it."""
-        fingerprint = unpack(data, cut=cut).fingerprint
-        alike = (b for b in self.bundles if fingerprint in (None, b.fingerprint))
+        alike = (b for b in self.bundles if stream.fingerprint in (None, b.fingerprint))
         return next(alike, None)
 
-    def passes_of(self, data: bytes, cut: bool = False) -> int:
-        """How many passes a stream holds. Raises BundleMismatchError for an unknown bundle."""
-        bundle, header = self.bundle_of(data, cut), unpack(data, cut=cut).header
-        if bundle is None:
-            raise BundleMismatchError(
-                f"expected a stream of {', '.join(b.name for b in self.bundles)}, got one of another "
-                "bundle; start the service with it"
-            )
+    def passes_of(self, stream: Stream) -> int:
+        """How many passes a stream holds, as its header says."""
+        bundle, header = self.bundle_of(stream), stream.header
+        assert bundle is not None, "an opened stream has a bundle"
         return header.passes_sent or pass_count(header.schedule or bundle.codec.schedule)
 
     def described_bundles(self) -> list[Mapping[str, Any]]:

@@ -119,6 +119,7 @@ def make_parser() -> Parser:
     _add_build(commands)
     _add_compare(commands)
     _add_bench(commands)
+    _add_serve(commands)
     commands.add("doctor", "check this installation and say what works here", ("doctor", "doctor"))
     _add_bundle_commands(commands.group("bundle", "check or pack a bundle of models"))
     return parser
@@ -298,6 +299,42 @@ def _add_bench(commands: _Commands) -> None:
     bench.add_argument("--report", metavar="FILE", help=argparse.SUPPRESS)  # benchmarks.report
     bench.add_argument(
         "--export-times", metavar="FILE", help="write the times of every iteration as JSON"
+    )
+
+
+def _add_serve(commands: _Commands) -> None:
+    serve = commands.add(
+        "serve", "answer HTTP requests, and serve a page to try the codec", ("serve", "serve")
+    )
+    serve.epilog = (
+        "The environment variable PERCOEDGE_TOKEN holds a bearer token that requests must carry."
+    )
+    add = serve.add_argument
+    add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+    add("--port", type=int, default=8000, metavar="N", help="default: 8000; 0 for a free one")
+    add(
+        "--bundle",
+        action="append",
+        help="shipped name, directory or .zip; may be repeated, the first one encodes "
+        "(default: tiny)",
+    )
+    add("--backend", help="a name that doctor lists (default: auto)")
+    add("--lanes", type=positive, metavar="N", help="processes that run the codec (default: few)")
+    add("--threads", type=positive, metavar="N", help="CPU threads of a lane (default: its share)")
+    add("--in-process", action="store_true", default=None, help="lanes are threads: less memory")
+    add("--max-batch", type=positive, metavar="N", help="streams decoded together (default: 1)")
+    add("--batch-window-ms", type=float, metavar="MS", help="time to wait for others (default: 2)")
+    add("--max-queue", type=positive, metavar="N", help="requests that may wait (default: 64)")
+    add("--max-body-bytes", type=positive, metavar="N", help="refuse longer images (default: 2^26)")
+    add("--max-pixels", type=positive, metavar="N", help="refuse larger images (default: 2^26)")
+    add("--body-timeout-s", type=float, metavar="S", help="for a body to arrive (default: 10)")
+    add("--deadline-s", type=float, metavar="S", help="for an answer (default: 30)")
+    add("--drain-s", type=float, metavar="S", help="for answers after SIGTERM (default: 20)")
+    add(
+        "--cors-origin",
+        action="append",
+        metavar="ORIGIN",
+        help="of pages elsewhere that may call this service; may be repeated",
     )
 
 

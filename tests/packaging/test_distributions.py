@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-PARTS = ("bitstream", "bundles", "engines", "export", "runtime")
+PARTS = ("bitstream", "bundles", "engines", "export", "runtime", "serving")
 
 
 def left_out(folder: str, names: list[str]) -> set[str]:

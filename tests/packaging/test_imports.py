@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CORE = ("bitstream", "engines", "runtime")
-PARTS = (*CORE, "bundles", "export")
+PARTS = (*CORE, "bundles", "export", "serving")
 INFERENCE = {"cuda", "onnxruntime", "polygraphy", "tensorrt", "tensorrt_rtx"}
 TRAINING = {"diffusers", "onnx", "onnxscript", "safetensors", "torch", "transformers"}
 MODULES = sorted(
