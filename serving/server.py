@@ -16,7 +16,7 @@ from percoedge.serving.app import create_app
 from percoedge.serving.service import Service
 from percoedge.serving.settings import ServiceSettings
 
-__all__ = ["serve"]
+__all__ = ["listening", "serve"]
 
 _FORCED = 130
 _SPARE_S = 5.0  # for answers to be sent, after the last one is there
@@ -34,7 +34,7 @@ def serve(settings: ServiceSettings, host: str, port: int, *, quiet: bool = Fals
     _log_as_json(logging.WARNING if quiet else logging.INFO)
     app = create_app(settings)
     service: Service = app.state.service
-    with _listening(host, port) as listener:
+    with listening(host, port) as listener:
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -78,7 +78,7 @@ class _Server(uvicorn.Server):
         await asyncio.gather(draining, return_exceptions=True)
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
     """A socket that listens at an address. Raises UsageError."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

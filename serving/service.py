@@ -52,7 +52,7 @@ class Service:
             max_queue=settings.max_queue,
             observe_batch=self.metrics.batches.observe,
         )
-        self._reading = 0
+        self.reading = 0  # requests whose bodies are on their way
         watch = self.metrics.watch
         watch("queue", "Requests that wait", lambda: self.dispatcher.waiting)
         watch("running", "Requests in lanes", lambda: self.dispatcher.running)
@@ -88,12 +88,12 @@ class Service:
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
         """A place in the queue while a body is read. Raises QueueFull or Draining."""
-        self.dispatcher.check_room(self._reading)
-        self._reading += 1
+        self.dispatcher.check_room(self.reading)
+        self.reading += 1
         try:
             yield
         finally:
-            self._reading -= 1
+            self.reading -= 1
 
     async def run(self, operation: str, task: Task) -> Outcome:
         """The outcome of a task, measured. Raises what ``Dispatcher.submit`` does."""
