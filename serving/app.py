@@ -15,10 +15,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import (
     FileResponse,
@@ -28,7 +27,6 @@ from fastapi.responses import (
     StreamingResponse,
 )
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException
 
 from percoedge import __version__
 from percoedge.bitstream.container import MAX_STREAM_BYTES, unpack
@@ -36,15 +34,16 @@ from percoedge.errors import PercoedgeError
 from percoedge.runtime.info import describe
 from percoedge.serving import documents
 from percoedge.serving.access import AccessLog
-from percoedge.serving.problems import Problem, problem_from_error
+from percoedge.serving.problems import Problem, handle_errors, problem_from_error
 from percoedge.serving.requests import ClientGone, chosen_format, read_body, while_connected
 from percoedge.serving.service import Service
 from percoedge.serving.settings import ServiceSettings
-from percoedge.serving.work import DecodeTask, EncodeTask, Outcome
+from percoedge.serving.work import ClassicalTask, DecodeTask, EncodeTask, Outcome
 
 __all__ = ["create_app"]
 
 _PAGE = Path(__file__).parent / "page"
+_NAMES = ("bundle", "bytes", "height", "notes", "width")
 _STREAM_TYPE = "image/x-percoedge"
 
 log = logging.getLogger("percoedge.serving")
@@ -81,7 +80,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    _handle_errors(app, service)
+    handle_errors(app, lambda kind: service.metrics.rejected.labels(kind).inc())
     _add_operations(app, service)
     _add_health(app, service)
     if service.settings.cors_origins:
@@ -90,7 +89,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
             allow_origins=list(service.settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-request-id"],
-            expose_headers=["server-timing", "x-percoedge-bundle", "x-request-id"],
+            expose_headers=["server-timing", "x-request-id", *(f"x-percoedge-{n}" for n in _NAMES)],
         )
     app.add_middleware(AccessLog)
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
@@ -237,6 +236,22 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
         return await answered("progressive", request, answer)
 
+    @app.post("/v1/classical", **documents.CLASSICAL)
+    async def classical(
+        request: Request,
+        codec: Annotated[Literal["jpeg", "webp", "avif"], Query()],
+        budget_bytes: Annotated[int, Query(alias="bytes", ge=1, description="at most")],
+    ) -> Response:
+        """Show what a classical codec makes of an image at a number of bytes, for comparison."""
+
+        async def answer() -> Response:
+            data = await received("classical", request, settings.max_body_bytes, ("image/",))
+            task = ClassicalTask(data, codec.upper(), budget_bytes)
+            outcome = await while_connected(request, service.run("classical", task))
+            return sent("classical", outcome, "image/png")
+
+        return await answered("classical", request, answer)
+
     @app.get("/v1/bundles", **documents.BUNDLES)
     async def bundles(request: Request) -> Response:
         """The bundles that this service encodes and decodes with."""
@@ -271,31 +286,6 @@ def _add_health(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type=service.metrics.content_type)
 
 
-def _handle_errors(app: FastAPI, service: Service) -> None:
-    async def on_problem(request: Request, problem: Exception) -> Response:
-        assert isinstance(problem, Problem)
-        service.metrics.rejected.labels(problem.kind).inc()
-        return problem.response(request.state.request_id)
-
-    async def on_validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        detail = "; ".join(
-            f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}, got {each.get('input')!r}"
-            for each in error.errors()
-        )
-        return await on_problem(request, Problem(400, "usage", f"expected other values: {detail}"))
-
-    async def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        kind = {404: "not-found", 405: "method"}.get(error.status_code, "http")
-        problem = Problem(error.status_code, kind, str(error.detail), error.headers)
-        return await on_problem(request, problem)
-
-    app.add_exception_handler(Problem, on_problem)
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)
-
-
 def _authorize(request: Request, token: str | None) -> None:
     """Raises Problem 401 unless the request carries the token, where there is one."""
     if token is None:
@@ -317,11 +307,14 @@ def _headers(outcome: Outcome) -> dict[str, str]:
         for stage, time_ms in outcome.timings_ms.items()
     )
     headers = {
-        "X-Percoedge-Bundle": outcome.bundle,
         "X-Percoedge-Width": str(outcome.width),
         "X-Percoedge-Height": str(outcome.height),
         "Server-Timing": timing,
     }
+    if outcome.bundle is not None:
+        headers["X-Percoedge-Bundle"] = outcome.bundle
+    if outcome.classical_bytes is not None:
+        headers["X-Percoedge-Bytes"] = str(outcome.classical_bytes)
     if outcome.notes:
         headers["X-Percoedge-Notes"] = json.dumps(outcome.notes)
     return headers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["BUNDLES", "DECODE", "ENCODE", "HEALTH", "INFO", "PROGRESSIVE"]
+__all__ = ["BUNDLES", "CLASSICAL", "DECODE", "ENCODE", "HEALTH", "INFO", "PROGRESSIVE"]
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _PROBLEM = {
@@ -70,6 +70,11 @@ ENCODE: dict[str, Any] = {
     "openapi_extra": _body(
         *("image/jpeg", "image/png", "image/webp", "image/avif", "application/octet-stream")
     ),
+    "response_model": None,
+}
+CLASSICAL: dict[str, Any] = {
+    "responses": _answers(*_COMMON, ok={"image/png": _BINARY}),
+    "openapi_extra": ENCODE["openapi_extra"],
     "response_model": None,
 }
 INFO: dict[str, Any] = {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from percoedge.errors import (
     BundleMismatchError,
@@ -19,7 +22,7 @@ from percoedge.errors import (
 )
 from percoedge.serving.dispatcher import DeadlinePassed, Draining, QueueFull
 
-__all__ = ["MEDIA_TYPE", "Problem", "problem_from_error"]
+__all__ = ["MEDIA_TYPE", "Problem", "handle_errors", "problem_from_error"]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -74,3 +77,30 @@ def problem_from_error(error: PercoedgeError) -> Problem:
     elif status == 503:
         headers["Retry-After"] = "1"
     return Problem(status, kind, str(error), headers)
+
+
+def handle_errors(app: FastAPI, refused: Callable[[str], None]) -> None:
+    """Answer with problem details whatever an operation raises; ``refused``: told their kinds."""
+
+    async def on_problem(request: Request, problem: Exception) -> Response:
+        assert isinstance(problem, Problem)
+        refused(problem.kind)
+        return problem.response(request.state.request_id)
+
+    async def on_validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        detail = "; ".join(
+            f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}, got {each.get('input')!r}"
+            for each in error.errors()
+        )
+        return await on_problem(request, Problem(400, "usage", f"expected other values: {detail}"))
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        kind = {404: "not-found", 405: "method"}.get(error.status_code, "http")
+        problem = Problem(error.status_code, kind, str(error.detail), error.headers)
+        return await on_problem(request, problem)
+
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from percoedge.bitstream.container import unpack
@@ -20,9 +22,10 @@ from percoedge.engines.selection import select
 from percoedge.errors import PercoedgeError, UsageError
 from percoedge.runtime.codec import DEFAULT_MAX_PIXELS, Codec
 from percoedge.runtime.images import read_image, write_image
+from percoedge.runtime.images.classical import CLASSICAL, PhotoRival
 from percoedge.serving.settings import ServiceSettings
 
-__all__ = ["DecodeTask", "EncodeTask", "Outcome", "Worker"]
+__all__ = ["ClassicalTask", "DecodeTask", "EncodeTask", "Outcome", "Worker"]
 
 _WARM_UP_SIDE = 256
 
@@ -70,19 +73,37 @@ class EncodeTask:
         return None
 
 
-Task = DecodeTask | EncodeTask
+@dataclass(frozen=True)
+class ClassicalTask:
+    """One image file to show as JPEG, WebP or AVIF gives it with at most so many bytes."""
+
+    data: bytes
+    codec: str
+    budget_bytes: int
+
+    @property
+    def batch_key(self) -> object:
+        """Each goes alone."""
+        return None
+
+
+Task = DecodeTask | EncodeTask | ClassicalTask
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The answer to a task: bytes of a file, its size in pixels, notes, and times by stage."""
+    """The answer to a task: bytes of a file, its size in pixels, notes, and times by stage.
+
+    bundle: the name of the one used. classical_bytes: what the other codec took.
+    """
 
     body: bytes
     width: int
     height: int
-    bundle: str
+    bundle: str | None
     notes: tuple[str, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
+    classical_bytes: int | None = None
 
 
 class Worker:
@@ -117,6 +138,8 @@ class Worker:
 
     def _outcome(self, task: Task) -> Outcome | PercoedgeError:
         try:
+            if isinstance(task, ClassicalTask):
+                return self._classical(task)
             return self._encode(task) if isinstance(task, EncodeTask) else self._decode(task)
         except PercoedgeError as error:
             return error
@@ -137,6 +160,24 @@ class Worker:
         height, width = photo.pixels.shape[:2]
         timings_ms = {**codec.timings_ms, "read image": reading_ms}
         return Outcome(data, width, height, codec.bundle.name, photo.notes, timings_ms)
+
+    def _classical(self, task: ClassicalTask) -> Outcome:
+        pixels = read_image(task.data, max_pixels=self._max_pixels).pixels
+        rival = next(rival for rival in CLASSICAL if rival.format == task.codec)
+        began = time.perf_counter()
+        try:
+            attempt = PhotoRival(rival, pixels).best(task.budget_bytes)
+        except (KeyError, OSError) as error:  # Pillow was built without it, or its sides are short
+            raise UsageError(
+                f"expected {rival.name} to take this image, it cannot ({error}); choose another"
+            ) from error
+        height, width = pixels.shape[:2]
+        return Outcome(
+            _file(attempt.pixels, "PNG"),
+            *(width, height, None),
+            timings_ms={rival.name: (time.perf_counter() - began) * 1000},
+            classical_bytes=attempt.size_bytes,
+        )
 
     def _decode(self, task: DecodeTask) -> Outcome:
         codec = self._codec_for(task)
@@ -183,11 +224,16 @@ class Worker:
 def _image_outcome(image: Image.Image, format: str, codec: Codec) -> Outcome:
     """An image that a codec has just decoded, as a file."""
     began = time.perf_counter()
-    stream = BytesIO()
-    write_image(image, stream, format)
+    body = _file(image, format)
     writing_ms = (time.perf_counter() - began) * 1000
     return Outcome(
-        stream.getvalue(),
+        body,
         *(image.width, image.height, codec.bundle.name),
         timings_ms={**codec.timings_ms, "write image": writing_ms},
     )
+
+
+def _file(image: Image.Image | NDArray[np.uint8], format: str) -> bytes:
+    stream = BytesIO()
+    write_image(image, stream, format)
+    return stream.getvalue()

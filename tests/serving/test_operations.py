@@ -13,10 +13,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from percoedge import Codec, StreamError, __version__
 from percoedge.bitstream.container import pack, unpack
+from percoedge.runtime.images.classical import CLASSICAL, PhotoRival
 from tests.serving.conftest import Live, photo, wait_for
 
 STREAM = {"Content-Type": "image/x-percoedge"}
@@ -90,6 +91,23 @@ def test_passes_arrive_one_by_one(live: Live, codec: Codec, streams: list[bytes]
     images = [image_of(base64.b64decode(one["image"].partition(",")[2])) for one in data]
     assert images == [codec.decode(streams[0], passes=one["pass"]) for one in data]
     assert images[-1] == codec.decode(streams[0]) != images[0]
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp", "avif"])
+def test_classical_codecs_are_shown_at_the_same_size(live: Live, name: str) -> None:
+    if not features.check({"jpeg": "jpg"}.get(name, name)):
+        pytest.skip(f"Pillow has no {name}")
+    pixels = photo(48, 64)
+    headers = {"Content-Type": "image/png"}
+    query = {"codec": name, "bytes": 800}
+    reply = live.client.post("/v1/classical", content=png(pixels), params=query, headers=headers)
+    (rival,) = (rival for rival in CLASSICAL if rival.format == name.upper())
+    best = PhotoRival(rival, pixels).best(800)
+    assert int(reply.headers["x-percoedge-bytes"]) == best.size_bytes <= 800
+    assert (np.asarray(image_of(reply.content)) == best.pixels).all()
+    query = {"codec": "jpeg2000", "bytes": 800}
+    reply = live.client.post("/v1/classical", content=png(pixels), params=query, headers=headers)
+    assert (reply.status_code, "codec" in reply.json()["detail"]) == (400, True)
 
 
 def test_streams_and_bundles_are_described(live: Live, codec: Codec, streams: list[bytes]) -> None:
