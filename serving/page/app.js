@@ -3,7 +3,6 @@
 const $ = (id) => document.getElementById(id);
 const state = { image: null, name: "image", stream: null, run: null, bundles: [], urls: [] };
 
-
 class Refused extends Error {}
 
 /** Call the service; a refusal becomes an Error with the service's own words. */
@@ -32,7 +31,8 @@ function show(element, visible) { element.hidden = !visible; }
 
 function fail(error) {
   if (error.name === "AbortError") return;
-  $("problem").textContent = error instanceof Refused ? error.message : `Unexpected: ${error.message}`;
+  const text = error instanceof Refused ? error.message : `Unexpected: ${error.message}`;
+  $("problem").textContent = text[0].toUpperCase() + text.slice(1);
   show($("problem"), true);
   $("status").textContent = "";
 }
@@ -76,6 +76,8 @@ async function begin(file) {
   const isStream = head[0] === 0x50 && head[1] === 0xc0;
   state.image = isStream ? null : file;
   state.stream = isStream ? file : null;
+  $("file").value = "";  // so that the same file can be chosen again
+  show($("result"), false);
   await update();
 }
 
@@ -180,12 +182,12 @@ async function compareClassical() {
   show($("others"), true); show($("problem"), false);
   $("classical").disabled = true;
   try {
-    for (const codec of ["jpeg", "webp", "avif"]) {
-      $("status").textContent = `Encoding as ${codec.toUpperCase()}…`;
+    for (const [codec, name] of [["jpeg", "JPEG"], ["webp", "WebP"], ["avif", "AVIF"]]) {
+      $("status").textContent = `Encoding as ${name}…`;
       const response = await call(address("v1/classical", { codec, bytes: state.stream.size }),
         { method: "POST", body: state.image, headers: { "Content-Type": "application/octet-stream" }, signal: state.run?.signal });
       const size = response.headers.get("X-Percoedge-Bytes");
-      strip.append(figure(objectUrl(await response.blob()), `${codec.toUpperCase()}: ${size} bytes`));
+      strip.append(figure(objectUrl(await response.blob()), `${name}: ${size} bytes`));
     }
     $("status").textContent = "Done.";
   } catch (error) {
@@ -206,18 +208,23 @@ async function start() {
   $("passes").max = $("passes").value = state.bundles[0].schedules[state.bundles[0].schedule];
   $("steps").value = state.bundles[0].steps;
   describeControls();
-  const samples = await (await call("samples.json")).json();
+  const samples = await (await call("page/samples.json")).json();
   $("samples").append(...samples.map((sample) => {
     const button = document.createElement("button");
     button.type = "button";
     button.append(Object.assign(document.createElement("img"), { src: sample.file, alt: sample.name }));
     button.addEventListener("click", async () => {
       const blob = await (await call(sample.file)).blob();
-      begin(new File([blob], sample.file));
+      begin(new File([blob], sample.file.split("/").pop()));
     });
     return button;
   }));
-  $("credits").textContent = samples.map((sample) => `${sample.name} by ${sample.credit}`).join("; ");
+  $("credits").replaceChildren(...samples.flatMap((sample, index) => [
+    index ? "; " : "",
+    `${sample.name} by `,
+    Object.assign(document.createElement("a"), { href: sample.source, textContent: sample.credit }),
+    ` (${sample.licence})`,
+  ]));
 }
 
 $("file").addEventListener("change", (event) => event.target.files[0] && begin(event.target.files[0]));

@@ -68,7 +68,7 @@ def live() -> Iterator[Live]:
         threads=1,
         max_batch=8,
         max_body_bytes=100_000,
-        max_pixels=100_000,
+        max_pixels=300_000,
         body_timeout_s=PATIENCE_S,
         deadline_s=PATIENCE_S,
     )
