@@ -97,6 +97,11 @@ class Dispatcher:
         """Whether every lane still takes tasks."""
         return bool(self._loops) and not any(loop.done() for loop in self._loops)
 
+    @property
+    def draining(self) -> bool:
+        """Whether it accepts nothing more."""
+        return self._drained is not None
+
     async def start(self) -> None:
         """Load and warm up all lanes, together. Raises BundleError or BackendError."""
         await asyncio.gather(*(lane.start() for lane in self._lanes))

@@ -77,8 +77,10 @@ class Service:
 
     async def stop(self) -> None:
         """Answer what was accepted, within the time for it; a second call waits for the first."""
+        first = not self.dispatcher.draining
         answered = await self.dispatcher.drain(self.settings.drain_s)
-        log.info("stopped", extra={"answered_all": answered})
+        if first:
+            log.info("stopped", extra={"answered_all": answered})
 
     def kill(self) -> None:
         """End the processes of all lanes at once."""

@@ -169,6 +169,7 @@ async function grow() {
       strip.append(figure(event.data.image, `pass ${event.data.pass} of ${event.data.of}`));
       $("status").textContent = `Pass ${event.data.pass} of ${event.data.of}.`;
     }
+    $("status").textContent = "Done.";
   } catch (error) {
     fail(error);
   } finally {
@@ -186,8 +187,9 @@ async function compareClassical() {
       $("status").textContent = `Encoding as ${name}…`;
       const response = await call(address("v1/classical", { codec, bytes: state.stream.size }),
         { method: "POST", body: state.image, headers: { "Content-Type": "application/octet-stream" }, signal: state.run?.signal });
-      const size = response.headers.get("X-Percoedge-Bytes");
-      strip.append(figure(objectUrl(await response.blob()), `${name}: ${size} bytes`));
+      const size = Number(response.headers.get("X-Percoedge-Bytes"));
+      const least = size > state.stream.size ? ", the least it can" : "";
+      strip.append(figure(objectUrl(await response.blob()), `${name}: ${size} bytes${least}`));
     }
     $("status").textContent = "Done.";
   } catch (error) {
