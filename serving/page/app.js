@@ -76,6 +76,7 @@ async function begin(file) {
   const isStream = head[0] === 0x50 && head[1] === 0xc0;
   state.image = isStream ? null : file;
   state.stream = isStream ? file : null;
+  $("passes").disabled = $("bundle").disabled = isStream;  // it has been encoded already
   $("file").value = "";  // so that the same file can be chosen again
   show($("result"), false);
   await update();
