@@ -14,10 +14,11 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import (
     FileResponse,
@@ -48,11 +49,23 @@ _STREAM_TYPE = "image/x-percoedge"
 
 log = logging.getLogger("percoedge.serving")
 
-Steps = Annotated[int | None, Query(ge=1, le=255, description="Euler steps of the flow")]
 Seed = Annotated[int | None, Query(ge=0, lt=1 << 32, description="of the decoder's noise")]
-Guidance = Annotated[float | None, Query(ge=0, le=16, description="1 is none")]
 Cut = Annotated[bool, Query(description="decode what is left of a stream that was cut short")]
-Format = Annotated[str | None, Query(description="png, jpeg or webp; Accept decides without it")]
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """How a stream is to be decoded: parameters of two operations."""
+
+    steps: Annotated[int | None, Query(ge=1, le=255, description="of the flow")] = None
+    seed: Seed = None
+    guidance: Annotated[float | None, Query(ge=0, le=16, description="1 is none")] = None
+    cut: Cut = False
+    format: Annotated[str | None, Query(description="png, jpeg, webp; else Accept decides")] = None
+
+    def task(self, data: bytes, kind: str, passes: int | None = None) -> DecodeTask:
+        """The task of decoding a stream to an image of this kind."""
+        return DecodeTask(data, kind, self.steps, self.guidance, self.seed, self.cut, passes)
 
 
 def create_app(settings: ServiceSettings | None = None) -> FastAPI:
@@ -147,20 +160,17 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.post("/v1/decode", **documents.DECODE)
     async def decode(
         request: Request,
-        steps: Steps = None,
-        seed: Seed = None,
-        guidance: Guidance = None,
-        cut: Cut = False,
-        format: Format = None,
+        choices: Annotated[_Choices, Depends()],
     ) -> Response:
         """Decode a stream to an image."""
 
         async def answer() -> Response:
-            kind = chosen_format(request, format)
+            kind = chosen_format(request, choices.format)
             data = await received("decode", request, MAX_STREAM_BYTES, (_STREAM_TYPE,))
-            service.opened(data, cut)
-            task = DecodeTask(data, kind, steps, guidance, seed, cut)
-            outcome = await while_connected(request, service.run("decode", task))
+            service.opened(data, choices.cut)
+            outcome = await while_connected(
+                request, service.run("decode", choices.task(data, kind))
+            )
             return sent("decode", outcome, f"image/{kind.lower()}")
 
         return await answered("decode", request, answer)
@@ -198,22 +208,18 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.post("/v1/progressive", **documents.PROGRESSIVE)
     async def progressive(
         request: Request,
-        steps: Steps = None,
-        seed: Seed = None,
-        guidance: Guidance = None,
-        cut: Cut = False,
-        format: Format = None,
+        choices: Annotated[_Choices, Depends()],
     ) -> Response:
         """Decode a stream to an image for each of its passes, as server-sent events."""
 
         async def answer() -> Response:
-            kind = chosen_format(request, format)
+            kind = chosen_format(request, choices.format)
             data = await received("progressive", request, MAX_STREAM_BYTES, (_STREAM_TYPE,))
-            total = service.passes_of(service.opened(data, cut))
+            total = service.passes_of(service.opened(data, choices.cut))
 
             def task(number: int) -> DecodeTask:
                 passes = number if number < total else None
-                return DecodeTask(data, kind, steps, guidance, seed, cut, passes)
+                return choices.task(data, kind, passes)
 
             first = await while_connected(request, service.run("progressive", task(1)))
 
