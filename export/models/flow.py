@@ -6,18 +6,38 @@ x_{t-dt} = x_t - dt * v and a single step from t = 1 gives noise - v.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
+from diffusers.models.attention_processor import JointAttnProcessor2_0
 from diffusers.models.embeddings import PatchEmbed, TimestepEmbedding, Timesteps
 from diffusers.models.transformers.transformer_sd3 import SD3SingleTransformerBlock
 from torch import Tensor, nn
 
 from percoedge.export.config import FlowConfig
+from percoedge.export.models.precision import attends_faster_in_float32
+
+
+class TrainedAttention(JointAttnProcessor2_0):
+    """SD3's attention; under autocast on a CPU, in the precision that is faster there."""
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Attention of (B,N,C) hidden states among themselves; see the base class."""
+        on_cpu = hidden_states.device.type == "cpu"
+        if on_cpu and torch.is_autocast_enabled("cpu") and attends_faster_in_float32():
+            with torch.autocast("cpu", enabled=False):
+                return super().__call__(attn, hidden_states.float(), *args, **kwargs)
+        return super().__call__(attn, hidden_states, *args, **kwargs)
 
 
 class TextFreeBlock(SD3SingleTransformerBlock):
     """SD3's block without the text stream, called as the transformer calls its joint blocks."""
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__(width, heads, head_dim)
+        self.attn.set_processor(TrainedAttention())
 
     def forward(
         self,
