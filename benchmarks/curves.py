@@ -8,7 +8,8 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-STAGES = ("vae", "codec", "codec_wide", "refine", "mim", "mim_exact", "mim_classic")
+STAGES = ("vae", "codec", "codec_wide", "joint", "refine")
+STAGES += ("mim", "mim_again", "mim_exact", "mim_classic")
 
 
 def main() -> None:

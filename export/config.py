@@ -115,13 +115,17 @@ class StageConfig(_Strict, frozen=True):
     one_step_share: float = 0.5
     pixel_weight: float = 1.0
     pixel_batch: int = 8
+    square_weight: float = 0.0
+    feature_weight: float = 0.0
+    synthetic_share: float = 0.0
+    codebook_decay: float = 0.99
     ema: float = 0.999
     momentum: float = 0.9
-    few_steps: list[int] = []
     few_pixel_weight: float = 1.0
-    energy_weight: float = 0.1
-    adversarial_weight: float = 0.1
-    penalty: float = 100.0
+    half_way_share: float = 1.0
+    adversarial_weight: float = 0.0
+    adversarial_ramp: float = 0.0
+    discriminator_rate: float = 1.0
     discriminator_widths: list[int] = []
 
 

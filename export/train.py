@@ -2,8 +2,9 @@
 
 Runs all stages in order; each leaves a checkpoint in ``--out`` and is resumed or skipped when it
 is run again. The last line writes ``<out>/family.pt``, which ``percoedge.export.bundle`` turns into
-a bundle. With ``--start BUNDLE`` only the stage ``refine`` is trained, from the weights of a
-bundle, whose streams the result still reads.
+a bundle. ``--start BUNDLE`` goes on from a bundle's weights, with the stages from ``joint`` on;
+``--keep-tokens`` then trains ``refine`` alone, and the bundle's streams stay readable. On several
+GPUs: ``torchrun --nproc-per-node N -m percoedge.export.train ...`` shares each batch among them.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import argparse
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from percoedge.engines.bundle import Bundle
 from percoedge.export.config import load_config
 from percoedge.export.models.family import Family
 from percoedge.export.training.data import Photos
+from percoedge.export.training.features import FeatureNetwork
 from percoedge.export.training.latents import LatentPhotos
 from percoedge.export.training.stages import (
     freeze,
@@ -25,9 +28,14 @@ from percoedge.export.training.stages import (
     train_vae,
     validation_images,
 )
+from percoedge.export.training.stages_joint import train_joint, train_refine
 from percoedge.export.training.stages_mim import train_mim
-from percoedge.export.training.stages_refine import train_refine
-from percoedge.export.training.trainer import pick_device
+from percoedge.export.training.trainer import (
+    joined_processes,
+    pick_device,
+    place_among_processes,
+    share_of,
+)
 from percoedge.export.training.warm_start import family_from_bundle
 
 
@@ -39,35 +47,44 @@ def train(
     device_name: str = "auto",
     limit: int | None = None,
     start: str | None = None,
+    keep_tokens: bool = False,
 ) -> Family:
     """Run every stage of ``config_name`` and return the trained family.
 
-    ``limit`` uses only so many photos (dry run). ``start``: a bundle to refine, instead of
-    training all of it. Raises ValueError when a folder has no photos, BundleError when the bundle
-    is not of the configuration.
+    ``limit`` uses only so many photos (dry run). ``start``: a bundle to go on from, instead of
+    training all of it; with ``keep_tokens`` only its decoding side changes.
+
+    Raises ValueError when a folder has no photos or one is too small, BundleError when the bundle
+    is not of the configuration, UsageError when the processes of torchrun cannot share a batch.
     """
     config = load_config(config_name)
+    rank, processes = place_among_processes()
+    stages = {name: share_of(stage, processes) for name, stage in config.train.items()}
+    config = replace(config, train=stages)
     device = pick_device(device_name)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     family = Family(config) if start is None else family_from_bundle(Bundle.open(start), config)
     family.to(device, memory_format=torch.channels_last)
     photos = Photos(photo_dir, limit)
+    pixel_stages = [stage for name, stage in stages.items() if not name.startswith("mim")]
+    photos.check_sides(max(stage.crop for stage in pixel_stages))
     valid = validation_images(validation_dir, device)
+    features = FeatureNetwork().to(device, memory_format=torch.channels_last)
     if start is None:
         train_vae(family.vae, config, photos, valid, out)
         latent_statistics(family.vae, photos)
-    freeze(family.vae)
-    latents = LatentPhotos(family.vae, photos, config.codec.latent_stride)
-    if start is None:
+        freeze(family.vae)
+        latents = LatentPhotos(family.vae, photos, config.codec.latent_stride)
         train_codec(family, config, latents, valid, out, "codec")
         train_codec(family, config, latents, valid, out, "codec_wide")
-    freeze(family.hyper)
-    freeze(family.quantizer)
-    train_refine(family, config, latents, valid, out)
-    if start is None:
-        train_mim(family, config, latents, valid, out)
-    torch.save(family.state_dict(), out / "family.pt")
+    if not keep_tokens:
+        train_joint(family, config, photos, valid, out, features)
+    train_refine(family, config, photos, valid, out, features)
+    if not keep_tokens:
+        train_mim(family, config, photos, valid, out, again=start is not None)
+    if rank == 0:
+        torch.save(family.state_dict(), out / "family.pt")
     return family
 
 
@@ -78,15 +95,21 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder of training photos")
     parser.add_argument("--validation", type=Path, required=True, help="folder of other photos")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and curves")
-    parser.add_argument("--start", metavar="BUNDLE", help="refine a bundle, keep its tokens")
+    parser.add_argument("--start", metavar="BUNDLE", help="go on from the weights of a bundle")
+    parser.add_argument(
+        "--keep-tokens", action="store_true", help="with --start: change the decoding side only"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--limit", type=int, help="use so many photos only (dry run)")
     args = parser.parse_args()
+    if args.keep_tokens and args.start is None:
+        parser.error("--keep-tokens needs --start")
     if args.threads:
         torch.set_num_threads(args.threads)
     places = (args.photos, args.validation, args.out)
-    train(args.config, *places, args.device, args.limit, args.start)
+    with joined_processes():
+        train(args.config, *places, args.device, args.limit, args.start, args.keep_tokens)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Structure and sizes: PerCo (SD), arXiv 2409.20255; attention block of ELIC, arXi
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -141,6 +142,9 @@ class VectorQuantizer(nn.Module):
         """Move used codes towards their vectors; give dead ones a vector of the batch."""
         counts = torch.bincount(tokens, minlength=self.size).float()
         sums = torch.zeros_like(self.codebook).index_add_(0, tokens, codes)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
         self.usage.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         rate = ((1 - self.decay) * counts / self.usage.clamp_min(1e-3)).clamp(max=1)[:, None]
         target = F.normalize(sums, dim=1)

@@ -21,7 +21,6 @@ from percoedge.export.config import load_config
 from percoedge.export.models.family import Family
 from percoedge.export.models.mim import Mim
 from percoedge.export.training.data import Photos
-from percoedge.export.training.latents import LatentPhotos
 from percoedge.export.training.stages import freeze, validation_images
 from percoedge.export.training.stages_mim import fit_mim, schedule_bits, token_photos
 from percoedge.export.training.trainer import pick_device
@@ -37,8 +36,7 @@ def compare(config_name: str, photo_dir: Path, validation_dir: Path, out: Path, 
     freeze(family)
     family.mim.exact = True
     valid = validation_images(validation_dir, pick_device(device))
-    latents = LatentPhotos(family.vae, Photos(photo_dir), config.codec.latent_stride)
-    tokens = token_photos(family, latents, valid)
+    tokens = token_photos(family, config.codec.stride, Photos(photo_dir), valid)
     baseline = Mim(config.mim, config.codec.codebook_size, classic=True).to(pick_device(device))
     baseline.start_from(family.quantizer.codebook)
     float_stage, exact_stage = config.train["mim"], config.train["mim_exact"]

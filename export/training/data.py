@@ -10,8 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from percoedge.export.training.synthetic import synthetic_crop
+
 # Narrow sources are drawn less often than the rest.
-SOURCE_WEIGHTS = {"tf_flowers": 0.5, "grocery": 0.5}
+SOURCE_WEIGHTS = dict.fromkeys(
+    ("tf_flowers", "grocery", "farmbot", "odri", "openbot", "opensfm", "openstax_astronomy"), 0.5
+)
 
 
 def _source_of(photo_dir: Path) -> dict[str, str]:
@@ -42,10 +46,28 @@ class Photos:
         weights = [SOURCE_WEIGHTS.get(source_of.get(name, ""), 1.0) for name in self.names]
         self.weights = np.asarray(weights) / sum(weights)
 
-    def crops(self, rng: np.random.Generator, batch: int, size: int) -> Tensor:
-        """Random flipped crops: float32 (batch,3,size,size) in [-1,1]."""
+    def check_sides(self, least: int) -> None:
+        """Raise ValueError when a side of a photo is shorter than ``least`` pixels."""
+        for name, image in zip(self.names, self.images, strict=True):
+            if min(image.shape[:2]) < least:
+                height, width = image.shape[:2]
+                raise ValueError(
+                    f"expected sides of at least {least} pixels, the crop of the recipe, got "
+                    f"{name} of {width}x{height}; remove or enlarge it"
+                )
+
+    def crops(
+        self, rng: np.random.Generator, batch: int, size: int, synthetic_share: float = 0.0
+    ) -> Tensor:
+        """Random flipped crops: float32 (batch,3,size,size) in [-1,1].
+
+        ``synthetic_share``: how many of them are made up, see synthetic.py.
+        """
         out = np.empty((batch, size, size, 3), np.uint8)
         for slot, index in enumerate(rng.choice(len(self.images), batch, p=self.weights)):
+            if synthetic_share and rng.random() < synthetic_share:
+                out[slot] = synthetic_crop(rng, size)
+                continue
             image = self.images[index]
             top = rng.integers(image.shape[0] - size + 1)
             left = rng.integers(image.shape[1] - size + 1)

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from percoedge.export.models.precision import precision
 from percoedge.export.models.vae import TinyVae
 from percoedge.export.training.data import Photos, image_tensor
-from percoedge.export.training.trainer import precision
 
 
 class LatentPhotos:

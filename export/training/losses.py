@@ -48,39 +48,20 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return (10 * torch.log10(4 / error.clamp_min(1e-10))).mean()
 
 
-def pixel_loss(output: Tensor, target: Tensor, ssim_weight: float) -> Tensor:
-    """Absolute error, the same of colours averaged over 16x16, and a weighted (1 - MS-SSIM)."""
+def pixel_loss(
+    output: Tensor,
+    target: Tensor,
+    ssim_weight: float,
+    square_weight: float = 0.0,
+    scales: int = 3,
+) -> Tensor:
+    """Absolute error, the same of colours averaged over 16x16, and a weighted (1 - MS-SSIM).
+
+    ``square_weight`` adds the squared error, which is what PSNR measures. ``scales``: of MS-SSIM.
+    """
     tint = F.l1_loss(F.avg_pool2d(output, 16), F.avg_pool2d(target, 16))
-    structure = 1 - ms_ssim(output, target, scales=3)
-    return F.l1_loss(output, target) + tint + ssim_weight * structure
-
-
-def octave_bands(image: Tensor, octaves: int = 4) -> list[Tensor]:
-    """Luminance of (B,3,H,W) split into octaves, the finest first: (B,1,H/2^k,W/2^k).
-
-    A Laplacian pyramid: each band is what is lost by halving the resolution.
-    """
-    weights = torch.tensor([0.299, 0.587, 0.114], device=image.device)
-    rest = (image * weights[:, None, None]).sum(1, keepdim=True)
-    bands = []
-    for _ in range(octaves):
-        half = F.avg_pool2d(rest, 2)
-        bands.append(rest - F.interpolate(half, scale_factor=2, mode="bilinear"))
-        rest = half
-    return bands
-
-
-def energy_loss(output: Tensor, target: Tensor, window: int = 32) -> Tensor:
-    """How far the output's texture is from the target's in strength, octave by octave.
-
-    Mean difference of the local standard deviations over windows of ``window`` pixels, relative to
-    the target's mean, plus the squared logarithm of the ratio of energies over the batch.
-    """
-    total = output.new_zeros(())
-    for level, pair in enumerate(zip(octave_bands(output), octave_bands(target), strict=True)):
-        energies = [F.avg_pool2d(band.square(), max(1, window >> level)) for band in pair]
-        spreads = [(energy + 1e-6).sqrt() for energy in energies]
-        local = (spreads[0] - spreads[1]).abs().mean() / spreads[1].mean()
-        ratio = (energies[0].mean() + 1e-6) / (energies[1].mean() + 1e-6)
-        total = total + local + ratio.log().square()
-    return total
+    structure = 1 - ms_ssim(output, target, scales=scales)
+    loss = F.l1_loss(output, target) + tint + ssim_weight * structure
+    if square_weight:
+        loss = loss + square_weight * F.mse_loss(output, target)
+    return loss

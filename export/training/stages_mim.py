@@ -14,20 +14,9 @@ from percoedge.bitstream.schedules import SCHEDULES, pass_table
 from percoedge.export.config import Config, StageConfig
 from percoedge.export.models.family import Family
 from percoedge.export.models.mim import Mim
-from percoedge.export.training.latents import LatentPhotos
-from percoedge.export.training.trainer import Trainer, precision
-
-
-@torch.no_grad()
-def token_grids(family: Family, latents: list[Tensor]) -> list[Tensor]:
-    """Tokens int64 (h,w) of each latent (C,H,W)."""
-    device = next(family.parameters()).device
-    grids = []
-    for latent in latents:
-        with precision(device):
-            codes = family.quantizer.codes(family.hyper(latent[None].float()))
-        grids.append(family.quantizer.nearest(codes)[0])
-    return grids
+from percoedge.export.models.precision import precision
+from percoedge.export.training.data import Photos, image_tensor
+from percoedge.export.training.trainer import Trainer
 
 
 def random_masks(rng: np.random.Generator, batch: int, size: int) -> np.ndarray:
@@ -75,13 +64,25 @@ class TokenPhotos:
 
 
 @torch.no_grad()
-def token_photos(family: Family, latents: LatentPhotos, valid: list[Tensor]) -> TokenPhotos:
-    """Tokens of all latents and of the validation images (1,3,H,W)."""
+def token_photos(family: Family, stride: int, photos: Photos, valid: list[Tensor]) -> TokenPhotos:
+    """Tokens of all photos, of their mirror images, and of the validation images (1,3,H,W).
+
+    ``stride``: pixels per token, each way.
+    """
     device = valid[0].device
-    grids = token_grids(family, [latent for pair in latents.latents for latent in pair])
-    with precision(device):
-        valid_grids = token_grids(family, [family.vae.encode(photo)[0] for photo in valid])
-    return TokenPhotos(grids, np.repeat(latents.photos.weights, 2) / 2, valid_grids)
+
+    def tokens_of(images: Tensor) -> Tensor:
+        with precision(device):
+            codes = family.quantizer.codes(family.hyper(family.vae.encode(images.to(device))))
+        return family.quantizer.nearest(codes)
+
+    grids: list[Tensor] = []
+    for pixels in photos.images:
+        height, width = (side // stride * stride for side in pixels.shape[:2])
+        both = np.stack([pixels[:height, :width], pixels[:height, :width][:, ::-1]])
+        grids += tokens_of(image_tensor(both))
+    valid_grids = [tokens_of(image)[0] for image in valid]
+    return TokenPhotos(grids, np.repeat(photos.weights, 2) / 2, valid_grids)
 
 
 def fit_mim(
@@ -107,13 +108,25 @@ def fit_mim(
 
 
 def train_mim(
-    family: Family, config: Config, latents: LatentPhotos, valid: list[Tensor], out: Path
+    family: Family,
+    config: Config,
+    photos: Photos,
+    valid: list[Tensor],
+    out: Path,
+    again: bool = False,
 ) -> None:
-    """Float training, calibration of the scales, then quantisation-aware training."""
+    """Float training, calibration of the scales, then quantisation-aware training.
+
+    ``again``: the model has been trained on other tokens of the same codebook before; it goes on
+    from there, in the stage ``mim_again``.
+    """
     mim = family.mim
-    mim.start_from(family.quantizer.codebook)
-    tokens = token_photos(family, latents, valid)
-    fit_mim(mim, "mim", config.train["mim"], tokens, out, config.seed)
+    mim.exact = False
+    name = "mim_again" if again else "mim"
+    if not again:
+        mim.start_from(family.quantizer.codebook)
+    tokens = token_photos(family, config.codec.stride, photos, valid)
+    fit_mim(mim, name, config.train[name], tokens, out, config.seed)
     if not (out / "mim_exact.pt").exists():
         rng = np.random.default_rng(config.seed)
         size = config.train["mim_exact"].crop

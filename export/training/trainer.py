@@ -4,30 +4,70 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from msgspec.structs import replace
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from percoedge.errors import UsageError
 from percoedge.export.config import StageConfig
 
 Step = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, float]]]
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
+    """``auto`` is CUDA where there is one, else the CPU; each process of torchrun has its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and dist.is_initialized():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return torch.device(name)
 
 
-def precision(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast: matrix units exist for it on GPUs and on recent CPUs."""
-    return torch.autocast(device.type, torch.bfloat16)
+@contextmanager
+def joined_processes() -> Iterator[None]:
+    """Join the other processes where torchrun started this one; alone, do nothing."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def place_among_processes() -> tuple[int, int]:
+    """Number of this process, from 0, and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def share_of(stage: StageConfig, count: int) -> StageConfig:
+    """The stage of one of ``count`` processes: each has its part of every batch.
+
+    Raises UsageError when the batch cannot be shared evenly.
+    """
+    if stage.batch % count:
+        raise UsageError(
+            f"expected batches that {count} processes share evenly, got one of {stage.batch}; "
+            "start another number of processes, or change the batch"
+        )
+    pixel_batch = max(1, stage.pixel_batch // count)
+    return replace(stage, batch=stage.batch // count, pixel_batch=pixel_batch)
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:
@@ -43,8 +83,10 @@ class Trainer:
 
     The checkpoint ``<out>/<name>.pt`` holds weights, EMA, optimiser and step; a run that finds one
     goes on from it. ``<out>/<name>.jsonl`` holds the curve, one line per ``log_every`` steps.
-    Gradients are clipped to a norm of 1, those of parts that are ``apart`` by themselves.
-    Step ``i`` draws from a generator seeded with (seed, i), so a resumed run sees the same data.
+    Gradients are clipped to a norm of 1, those of parts that are ``apart`` by themselves; the
+    rate of those is ``apart_rate`` times the others'. Step ``i`` draws from a generator seeded with
+    (seed, i), so a resumed run sees the same data. Processes of torchrun draw each their own and
+    average gradients (DistributedDataParallel); the first one writes the files.
     """
 
     def __init__(
@@ -57,27 +99,26 @@ class Trainer:
         *,
         parameters: Iterable[nn.Parameter] | None = None,
         apart: Sequence[nn.Module] = (),
+        apart_rate: float = 1.0,
         save_every: int = 500,
         log_every: int = 50,
     ) -> None:
         self.name, self.module, self.stage, self.seed = name, module, stage, seed
+        self._rank, self._processes = place_among_processes()
         self.checkpoint = out / f"{name}.pt"
         self.curve = out / f"{name}.jsonl"
         self.save_every, self.log_every = save_every, log_every
         trained = list(module.parameters() if parameters is None else parameters)
-        matrices = [p for p in trained if p.ndim >= 2]
-        vectors = [p for p in trained if p.ndim < 2]
         others = {id(p) for part in apart for p in part.parameters()}
         self._clipped = [[p for p in trained if id(p) not in others]]
         self._clipped += [list(part.parameters()) for part in apart]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": stage.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=stage.lr,
-            betas=(stage.momentum, 0.98),
-        )
+        groups = []
+        for number, parameters in enumerate(self._clipped):
+            factor = apart_rate if number else 1.0
+            for decay, vectors in ((stage.weight_decay, False), (0.0, True)):
+                chosen = [p for p in parameters if (p.ndim < 2) == vectors]
+                groups.append({"params": chosen, "weight_decay": decay, "factor": factor})
+        self.optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=(stage.momentum, 0.98))
         self.averaged = {
             key: value.detach().clone().float() for key, value in module.state_dict().items()
         }
@@ -103,6 +144,8 @@ class Trainer:
         return int(state["step"])
 
     def _save(self, step: int) -> None:
+        if self._rank:
+            return
         partial = self.checkpoint.with_suffix(".part")
         current = self.module.state_dict()
         torch.save(
@@ -131,16 +174,21 @@ class Trainer:
         """Train to the end; ``step_function(step, rng)`` gives the loss and figures to log."""
         self.module.train()
         start = self._resume()
+        loss_of: nn.Module = _Step(self.module, step_function)
+        if self._processes > 1:
+            loss_of = DistributedDataParallel(loss_of)
         sums: dict[str, float] = {}
         began = time.time()
-        bar = tqdm(range(start, self.stage.steps), initial=start, total=self.stage.steps)
+        steps = range(start, self.stage.steps)
+        bar = tqdm(steps, initial=start, total=self.stage.steps, disable=self._rank > 0)
         bar.set_description(self.name)
         for step in bar:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.stage, step)
-            rng = np.random.default_rng((self.seed, step))
-            torch.manual_seed(self.seed * 1_000_003 + step)
-            loss, figures = step_function(step, rng)
+                group["lr"] = learning_rate(self.stage, step) * group["factor"]
+            # the first process draws what one alone would
+            rng = np.random.default_rng((self.seed, step, self._rank)[: 3 if self._rank else 2])
+            torch.manual_seed((self.seed + 7919 * self._rank) * 1_000_003 + step)
+            loss, figures = loss_of(step, rng)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norms = [nn.utils.clip_grad_norm_(group, 1.0) for group in self._clipped]
@@ -154,19 +202,36 @@ class Trainer:
             done = step + 1
             if done % self.log_every == 0:
                 means = {key: round(v / self.log_every, 5) for key, v in sums.items()}
-                line = {"step": done, "seconds": round(time.time() - began, 1), **means}
-                with self.curve.open("a") as handle:
-                    handle.write(json.dumps(line) + "\n")
+                self._write({"step": done, "seconds": round(time.time() - began, 1), **means})
                 bar.set_postfix(means)
                 sums = {}
             if done % self.save_every == 0 or done == self.stage.steps:
                 self._save(done)
+        torch.manual_seed(self.seed)
         state = self.module.state_dict()
-        self.module.load_state_dict({k: v.to(state[k].dtype) for k, v in self.averaged.items()})
+        for key, value in self.averaged.items():
+            if self._processes > 1:  # the first one's, which it has saved
+                dist.broadcast(value, 0)
+            state[key].copy_(value)
         self.module.eval()
         if validate is not None:
             with torch.no_grad():
                 line = {"step": self.stage.steps, "validation": validate()}
+            self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """Add a line to the curve."""
+        if self._rank == 0:
             with self.curve.open("a") as handle:
                 handle.write(json.dumps(line) + "\n")
-            print(json.dumps(line))
+
+
+class _Step(nn.Module):
+    """A step function as a module, as DistributedDataParallel wants it."""
+
+    def __init__(self, trained: nn.Module, step: Step) -> None:
+        super().__init__()
+        self.trained, self._step = trained, step
+
+    def forward(self, index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        return self._step(index, rng)

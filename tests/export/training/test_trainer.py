@@ -96,6 +96,23 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
         Photos(tmp_path)
 
 
+def test_a_photo_smaller_than_the_crops_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 255)).save(tmp_path / "small.png")
+    photos = Photos(tmp_path)
+    photos.check_sides(255)
+    with pytest.raises(ValueError, match=r"at least 256 pixels.*got small.png of 300x255"):
+        photos.check_sides(256)
+
+
+def test_made_up_crops_take_their_share(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), (90, 120, 150)).save(tmp_path / "plain.png")
+    photos = Photos(tmp_path)
+    plain = photos.crops(np.random.default_rng(0), 1, 32)
+    drawn = photos.crops(np.random.default_rng(0), 200, 32, synthetic_share=0.3)
+    made_up = sum(not torch.equal(crop, plain[0]) for crop in drawn)
+    assert 30 < made_up < 90
+
+
 def test_a_recipe_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
     text = (Path(load_config.__code__.co_filename).parent / "configs" / "tiny.toml").read_text()
     path = tmp_path / "wrong.toml"

