@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 STAGES = ("vae", "codec", "codec_wide", "joint", "refine")
-STAGES += ("mim", "mim_again", "mim_exact", "mim_classic")
+STAGES += ("mim", "mim_again", "mim_exact", "mim_exact_more", "mim_classic")
 
 
 def main() -> None:
