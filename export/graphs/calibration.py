@@ -1,11 +1,12 @@
 """How large activations get, measured while a family makes up pictures of its own.
 
 Tokens are drawn from its entropy model, so that no photo is needed and a bundle stays a function
-of its weights.
+of its weights. Beside them come flat pictures of saturated colours, which are rare among those.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from percoedge.export.models.sampling import sample
 Channels = NDArray[np.float32]
 
 _PICTURES = 4
+_FLAT_TOKENS = 8  # a side
 _SAMPLINGS = ((1, 1.0), (2, 1.0), (4, 1.0))  # steps and guidance
 _GUIDED_SAMPLING = (4, 2.0)
 
@@ -32,7 +34,8 @@ class LayerRange:
     """What goes into a layer and comes out, from low to high per channel: float32 (channels,).
 
     0 is within. A range ends halfway between the extremes of the average picture and those of all
-    pictures: what is beyond is rare, and a byte's steps are smaller for the rest.
+    made-up pictures: what is beyond is rare, and a byte's steps are smaller for the rest. All of a
+    flat picture is within, or its colour would be another.
     """
 
     low_in: Channels
@@ -47,20 +50,30 @@ def layer_ranges(family: Family, config: Config, seed: int = 0) -> Mapping[str, 
 
     ``family``: in FP32, on the CPU.
     """
+    generator = torch.Generator().manual_seed(seed)
+    tokens = _tokens(family, config, generator)
+    made_up = _extremes(family, config, tokens, generator)
+    flat = _extremes(family, config, _flat_tokens(family, config), generator)
+    return {name: _range(made_up[name], flat[name]) for name in made_up}
+
+
+def _extremes(
+    family: Family, config: Config, tokens: Tensor, generator: torch.Generator
+) -> Mapping[str, list[tuple[Channels, ...]]]:
+    """What `_observe` notes of each layer while pictures of tokens (n,h,w) are decoded."""
     seen: dict[str, list[tuple[Channels, ...]]] = {}
     hooks = [
         module.register_forward_hook(partial(_observe, seen.setdefault(name, [])))
         for name, module in family.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
     ]
-    generator = torch.Generator().manual_seed(seed)
     try:
-        for latent in _latents(family, config, generator):
+        for latent in _latents(family, config, tokens, generator):
             family.vae.decode(latent)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: _range(extremes) for name, extremes in seen.items() if extremes}
+    return {name: extremes for name, extremes in seen.items() if extremes}
 
 
 def _observe(
@@ -75,18 +88,26 @@ def _observe(
     seen.append(tuple(extremes))
 
 
-def _range(extremes: list[tuple[Channels, ...]]) -> LayerRange:
-    """Halfway between the average and the utmost; entries may be of one picture or for all."""
-    columns = [np.concatenate(column) for column in zip(*extremes, strict=True)]
-    low_in, low_out = ((low.mean(axis=0) + low.min(axis=0)) / 2 for low in columns[::2])
-    high_in, high_out = ((high.mean(axis=0) + high.max(axis=0)) / 2 for high in columns[1::2])
-    return LayerRange(low_in, high_in, low_out, high_out)
+def _range(made_up: list[tuple[Channels, ...]], flat: list[tuple[Channels, ...]]) -> LayerRange:
+    """Ends of a layer's range; entries may be of one picture or for all."""
+    columns = [np.concatenate(column) for column in zip(*made_up, strict=True)]
+    widest = [np.concatenate(column) for column in zip(*flat, strict=True)]
+    lows = [
+        np.minimum((low.mean(axis=0) + low.min(axis=0)) / 2, all_flat.min(axis=0))
+        for low, all_flat in zip(columns[::2], widest[::2], strict=True)
+    ]
+    highs = [
+        np.maximum((high.mean(axis=0) + high.max(axis=0)) / 2, all_flat.max(axis=0))
+        for high, all_flat in zip(columns[1::2], widest[1::2], strict=True)
+    ]
+    return LayerRange(lows[0], highs[0], lows[1], highs[1])
 
 
-def _latents(family: Family, config: Config, generator: torch.Generator) -> Iterator[Tensor]:
-    """Latents of a few made-up pictures, for each way to sample them."""
+def _latents(
+    family: Family, config: Config, tokens: Tensor, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Latents of pictures of tokens (n,h,w), for each way to sample them."""
     codec = config.codec
-    tokens = _tokens(family, config, generator)
     z = family.quantizer.embed(tokens)
     nothing = family.quantizer.embed(torch.full_like(tokens, codec.codebook_size))
     height, width = (codec.stride // codec.latent_stride * side for side in tokens.shape[1:])
@@ -115,3 +136,12 @@ def _tokens(family: Family, config: Config, generator: torch.Generator) -> Tenso
         drawn = torch.multinomial(chances.flatten(0, 1), 1, generator=generator)
         tokens.flatten(1)[:, positions] = drawn.view(_PICTURES, -1)
     return tokens
+
+
+def _flat_tokens(family: Family, config: Config) -> Tensor:
+    """Tokens (8,h,w) of flat pictures: the corners of the colour cube, black and white included."""
+    side = _FLAT_TOKENS * config.codec.stride
+    corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=3)))
+    pictures = corners[:, :, None, None].expand(-1, -1, side, side)
+    codes = family.quantizer.codes(family.hyper(family.vae.encode(pictures)))
+    return family.quantizer.nearest(codes)
