@@ -16,7 +16,7 @@ COLOURS = [(0, 255, 0), (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (1
 
 @pytest.fixture(scope="module")
 def codec() -> Iterator[Codec]:
-    with Codec.load("tiny", backend="onnxruntime-cpu:fp32") as loaded:
+    with Codec.load("tiny", backend="onnxruntime-cpu") as loaded:
         yield loaded
 
 
