@@ -50,7 +50,7 @@ _FRAMING_BYTES = _CHECKSUM_AT + 2
 _SIZE_BYTES = 4
 _MAX_CAPTION_PART = 2 + MAX_CAPTION_BYTES
 _MAX_OPTIONS_PART = 9
-_TOKEN_BLOCK = 8  # no bundle has more than one token per 8x8 pixels
+_TOKEN_BLOCK = 8  # no bundle has more than 32 bits of tokens per 8x8 pixels
 
 # Flags of the body, and bits of the presence byte of the option block.
 _HAS_OPTIONS, _HAS_CAPTION, _RESERVED_FLAGS = 0x1, 0x2, 0xC
@@ -101,11 +101,12 @@ class Stream:
 
 
 def max_token_bytes(width: int, height: int) -> int:
-    """Return the limit of the range-coded tokens of an image: 4 bytes per 8x8 pixels begun.
+    """Return the limit of the range-coded tokens of an image: 4 bytes per 8x8 pixels begun, and 1.
 
-    A symbol costs at most 24 bits and a fraction, so no legal stream comes near it.
+    Four tokens of 8 bits, coded uniformly, take all of the 4 bytes; what the range coder rounds
+    seldom takes one more.
     """
-    return 4 * -(-width // _TOKEN_BLOCK) * -(-height // _TOKEN_BLOCK)
+    return 4 * -(-width // _TOKEN_BLOCK) * -(-height // _TOKEN_BLOCK) + 1
 
 
 MAX_STREAM_BYTES: Final = (
