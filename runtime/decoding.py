@@ -186,27 +186,15 @@ def render(
 
     ``conditions``: what captions become, for each part of it. Raises EngineError.
     """
-    constants, settings = engines.bundle.codec, batch.settings
-    steps = settings.steps_for(batch.streams[0])
-    guidance = settings.guidance_for(batch.streams[0])
-    cells = constants.stride // constants.latent_stride
-    height, width = (side * cells for side in tokens.shape[1:])
-    clock, parts = engines.clock, batch.parts
-    latents: list[Buffer] = []
-    with engines.use("flow" if guidance is None else "flow_guided") as engine:
-        for part, condition in zip(parts, conditions, strict=True):
-            with clock.timed("noise"):
-                seeds = [settings.seed_for(stream) for stream in batch.streams[part]]
-                start = np.stack(
-                    [noise(seed, constants.latent_channels, height, width) for seed in seeds]
-                )
-            with clock.timed("flow"):
-                latents.append(
-                    sample(engine, tokens[part], start, steps, guidance, constants, condition)
-                )
+    constants, clock = engines.bundle.codec, engines.clock
+    inputs: list[Buffer] = [tokens[part] for part in batch.parts]
+    if constants.latent_channels:
+        inputs = _latents(engines, batch, tokens, conditions)
     images: list[Image.Image] = []
+    pixels_each = tokens[0].size * constants.stride**2
     with engines.use("decoder") as engine:
-        for part, latent in zip(parts, latents, strict=True):
+        for part, latent in zip(batch.parts, inputs, strict=True):
+            engines.require_memory("decoder", latent.shape[0] * pixels_each)
             with clock.timed("decoder"):
                 pixels = decode_latent(engine, latent, constants)
             with clock.timed("image"):
@@ -215,3 +203,30 @@ def render(
                     for image, stream in zip(pixels, batch.streams[part], strict=True)
                 ]
     return images
+
+
+def _latents(
+    engines: EngineSet,
+    batch: Batch,
+    tokens: NDArray[np.int32],
+    conditions: Sequence[Mapping[str, Buffer]],
+) -> list[Buffer]:
+    """Latents float32 (n,C,H,W) of each part of a batch, from the flow."""
+    constants, settings = engines.bundle.codec, batch.settings
+    steps = settings.steps_for(batch.streams[0])
+    guidance = settings.guidance_for(batch.streams[0])
+    cells = constants.stride // constants.latent_stride
+    height, width = (side * cells for side in tokens.shape[1:])
+    latents: list[Buffer] = []
+    with engines.use("flow" if guidance is None else "flow_guided") as engine:
+        for part, condition in zip(batch.parts, conditions, strict=True):
+            with engines.clock.timed("noise"):
+                seeds = [settings.seed_for(stream) for stream in batch.streams[part]]
+                start = np.stack(
+                    [noise(seed, constants.latent_channels, height, width) for seed in seeds]
+                )
+            with engines.clock.timed("flow"):
+                latents.append(
+                    sample(engine, tokens[part], start, steps, guidance, constants, condition)
+                )
+    return latents

@@ -79,6 +79,7 @@ def tokens_from_pixels(engines: EngineSet, pixels: NDArray[np.uint8]) -> Tokens:
     stride = constants.stride
     grid = grid_of(pixels.shape[0], pixels.shape[1], stride)
     tokens = np.empty(grid, np.int32)
+    engines.require_memory("encoder", tokens.size * stride**2)
     with engines.use("encoder") as engine, engines.clock.timed("encoder"):
         for outer, inner in context_tiles(*grid, constants.entropy_tile, constants.encoder_margin):
             tile = pixels[outer.scaled(stride)]

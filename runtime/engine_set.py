@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from percoedge.engines import memory
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Engine
 from percoedge.runtime.clock import Clock
@@ -47,6 +48,16 @@ class EngineSet:
                     self.bundle.graph(kind, self.backend.variant)
                 )
         return self._engines[kind]
+
+    def require_memory(self, kind: str, pixels: int) -> None:
+        """Raise BackendError unless the host has the memory to run a graph on so many pixels.
+
+        Passes for graphs that do not state what they take, and for those that run on a device.
+        """
+        pixel_bytes = self.bundle.manifest.graphs[kind].pixel_bytes
+        if pixel_bytes is not None and self.backend.variant != "fp16":
+            purpose = f"graph {kind!r} on {pixels} pixels, which go through it in one piece"
+            memory.require(pixels * pixel_bytes, purpose)
 
     def close(self) -> None:
         """Free all engines; they are loaded anew when they are used again."""

@@ -159,21 +159,23 @@ def _shares(
 
 
 def decode_latent(engine: Engine, latent: Buffer, codec: CodecConstants) -> NDArray[np.uint8]:
-    """Latent float32 (n,C,H,W) -> pixels uint8 (n,8H,8W,3), in tiles with enough context.
+    """Latent float32 (n,C,H,W) -> pixels uint8 (n,s*h,s*w,3), in tiles with enough context.
 
-    Raises BackendError when the graph gives a blank picture whatever it is given.
+    Bundles without latents have their tokens int32 (n,h,w) decoded instead. Raises BackendError
+    when the graph gives a blank picture whatever it is given.
     """
     pixels = _decode(engine, latent, codec)
     blank = _blank_values(pixels)
     if (blank >= 0).any():
         # A picture may be black or white throughout, and then that of the opposite latent is not.
         # Numbers overflow with either sign, and NaN ends as the same byte in either.
-        opposite = _blank_values(_decode(engine, 1 - np.asarray(latent), codec))
+        most = 1 if codec.latent_channels else codec.codebook_size - 1
+        opposite = _blank_values(_decode(engine, most - np.asarray(latent), codec))
         stuck = blank[(blank >= 0) & (blank == opposite)]
         if len(stuck):
             raise BackendError(
                 f"expected pictures from the decoder graph, got {stuck[0]} in every pixel, for the "
-                "opposite latent too: its numbers overflow on this backend; decode with the "
+                "opposite input too: its numbers overflow on this backend; decode with the "
                 "backend 'onnxruntime-cpu', or export the bundle with norms in float32"
             )
     return pixels
@@ -191,18 +193,18 @@ def _blank_values(pixels: NDArray[np.uint8]) -> NDArray[np.int_]:
 
 
 def _decode(engine: Engine, latent: Buffer, codec: CodecConstants) -> NDArray[np.uint8]:
-    cells = codec.stride // codec.latent_stride
-    batch = latent.shape[0]
-    height, width = (side // cells for side in latent.shape[2:])
+    cells = codec.stride // codec.latent_stride if codec.latent_channels else 1
+    batch, name = latent.shape[0], engine.inputs[0].name
+    height, width = (side // cells for side in latent.shape[-2:])
     pairs = context_tiles(height, width, codec.decoder_tile, codec.decoder_margin)
     if len(pairs) == 1:
-        return np.asarray(engine.run({"x": latent})["image"])
+        return np.asarray(engine.run({name: latent})["image"])
     whole = np.asarray(latent)
     pixels = np.empty((batch, height * codec.stride, width * codec.stride, 3), np.uint8)
     for outer, inner in pairs:
         rows, columns = outer.scaled(cells)
-        tile = np.ascontiguousarray(whole[:, :, rows, columns])
-        image = np.asarray(engine.run({"x": tile})["image"])
+        tile = np.ascontiguousarray(whole[..., rows, columns])
+        image = np.asarray(engine.run({name: tile})["image"])
         top = (inner.top - outer.top) * codec.stride
         left = (inner.left - outer.left) * codec.stride
         rows, columns = inner.scaled(codec.stride)

@@ -41,6 +41,11 @@ class Settings:
             object.__setattr__(self, "guidance", guidance)
         if self.seed is not None:
             object.__setattr__(self, "seed", expect_int("seed", self.seed, 0, MAX_SEED))
+        if self.steps not in (None, 1) and not self.bundle.codec.latent_channels:
+            raise UsageError(
+                f"expected 1 step, for bundle {self.bundle.name!r} decodes tokens at once, got "
+                f"{self.steps}; leave it out"
+            )
         if self.guidance not in (None, 1) and not self._guided:
             raise UsageError(
                 f"expected guidance 1, for bundle {self.bundle.name!r} has no guided flow graph, "

@@ -56,13 +56,16 @@ def grid_tiles(height: int, width: int, side: int) -> list[Tile]:
     ]
 
 
-def context_tiles(height: int, width: int, side: int, margin: int) -> list[tuple[Tile, Tile]]:
+def context_tiles(
+    height: int, width: int, side: int, margin: int | None
+) -> list[tuple[Tile, Tile]]:
     """Pairs (outer, inner): inner tiles side by side, outer ones with up to ``margin`` around them.
 
-    A grid that fits into one outer tile is one pair of the whole.
+    A grid that fits into one outer tile is one pair of the whole, and so is any where ``margin`` is
+    None: what is not to be cut.
     """
-    if max(height, width) <= side + 2 * margin:
-        side = max(height, width)
+    if margin is None or max(height, width) <= side + 2 * margin:
+        side, margin = max(height, width), 0
     pairs = []
     for inner in grid_tiles(height, width, side):
         outer = Tile(

@@ -144,12 +144,15 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """One graph of the bundle: what crosses its border, and its variants by name (VARIANTS).
 
     ``cost``: None where the export did not count it, as in bundles of older versions.
+    ``pixel_bytes``: memory that a run takes in the variant "fp32", per pixel of the picture; for
+    graphs that take whole pictures. None where it is not known.
     """
 
     inputs: tuple[_Tensor, ...]
     outputs: Annotated[tuple[_Tensor, ...], Meta(min_length=1)]
     variants: Annotated[dict[_Name, Variant], Meta(min_length=1)]
     cost: Cost | None = None
+    pixel_bytes: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
 
     def __post_init__(self) -> None:
         tensors = (*self.inputs, *self.outputs)
@@ -188,40 +191,43 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         variants: dict[str, Variant],
+        pixel_bytes: int | None = None,
     ) -> Graph:
         """Make a graph from specs; the ranges are checked when the manifest is decoded again."""
         tensors = [
             tuple(_Tensor(t.name, t.dtype, t.shape) for t in specs)  # type: ignore[arg-type]
             for specs in (inputs, outputs)
         ]
-        return cls(tensors[0], tensors[1], variants)
+        return cls(tensors[0], tensors[1], variants, pixel_bytes=pixel_bytes)
 
 
-class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the codec must know of the models; grids, tiles and overlaps are in tokens.
 
-    ``stride``: pixels a token covers, per side. ``latent_stride``: pixels a latent cell covers.
+    ``stride``: pixels a token covers, per side. ``latent_channels``: 0 where there is no latent, so
+    no flow either: the decoder takes tokens. ``latent_stride``: pixels a latent cell covers.
     ``schedule``, ``steps``, ``guidance``: defaults where a stream or a caller gives none.
     ``flow_batch``: tiles of one picture that go through the flow together.
     ``encoder_margin``, ``decoder_margin``: how far around a token that graph looks, so that a tile
-    with this much context gives what the whole picture would.
+    with this much context gives what the whole picture would. None: it looks at all of the picture,
+    which is never cut into tiles for it.
     """
 
     stride: Annotated[int, Meta(ge=1, le=256)]
     codebook_size: Annotated[int, Meta(ge=2, le=1 << 16)]
-    latent_channels: _Count
-    latent_stride: Annotated[int, Meta(ge=1, le=256)]
+    latent_channels: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+    latent_stride: Annotated[int, Meta(ge=1, le=256)] = 1
     schedule: _Name
-    steps: Annotated[int, Meta(ge=1, le=255)]
-    guidance: Annotated[float, Meta(ge=0.0, le=16.0)]
+    steps: Annotated[int, Meta(ge=1, le=255)] = 1
+    guidance: Annotated[float, Meta(ge=0.0, le=16.0)] = 1.0
     entropy_tile: _Count
-    flow_tile: _Count
-    flow_overlap: Annotated[int, Meta(ge=0, le=1 << 16)]
-    flow_batch: _Count
-    decoder_tile: _Count
-    encoder_margin: Annotated[int, Meta(ge=0, le=1 << 16)]
-    decoder_margin: Annotated[int, Meta(ge=0, le=1 << 16)]
-    captions_condition: bool
+    flow_tile: _Count = 1
+    flow_overlap: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+    flow_batch: _Count = 1
+    decoder_tile: _Count = 1
+    encoder_margin: Annotated[int, Meta(ge=0, le=1 << 16)] | None = None
+    decoder_margin: Annotated[int, Meta(ge=0, le=1 << 16)] | None = None
+    captions_condition: bool = False
 
     def __post_init__(self) -> None:
         if self.stride % self.latent_stride:
@@ -237,7 +243,7 @@ class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """All of ``manifest.json``; ``provenance`` is free-form and never interpreted.
+    """All of ``manifest.json``; ``family`` and ``provenance`` are never interpreted.
 
     ``language``: SHA-256 (hex), computed by the export, of what gives token streams their meaning:
     the integers of the entropy model and the codebook. Bundles of one language read each other's
@@ -247,7 +253,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
     format: Literal[1]
     name: _Name
-    family: Literal["tiny", "sd3-medium"]
+    family: _Name
     fingerprint: _Digest
     language: _Digest
     codec: CodecConstants
@@ -264,6 +270,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
                     f"expected one hash and size for {record.file!r}, got two; "
                     "write the manifest again"
                 )
+        if "flow" in self.graphs and not self.codec.latent_channels:
+            raise ValueError(
+                "expected codec.latent_channels above 0 beside a graph 'flow', got 0; state the "
+                "channels of its latents, or leave the graph out"
+            )
         expected = fingerprint_of(self.language, self.codec)
         if self.fingerprint != expected:
             raise ValueError(

@@ -42,12 +42,13 @@ _ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 class GraphFiles:
     """What an exporter knows of a graph: its specs, and per variant the model file, then the data.
 
-    File names are relative to the bundle's directory, with "/".
+    File names are relative to the bundle's directory, with "/". ``pixel_bytes``: see the manifest.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     variants: Mapping[str, tuple[str, ...]]
+    pixel_bytes: int | None = None
 
 
 def write_manifest(
@@ -81,13 +82,14 @@ def write_manifest(
                     )
                     for variant, names in files.variants.items()
                 },
+                files.pixel_bytes,
             )
             for kind, files in graphs.items()
         }
         manifest = Manifest(
             format=1,
             name=name,
-            family=family,  # type: ignore[arg-type]
+            family=family,
             fingerprint=fingerprint_of(language, codec),
             language=language,
             codec=codec,

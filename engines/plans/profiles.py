@@ -20,6 +20,8 @@ MAX_BATCH = 1024
 
 _MAX_ELEMENTS = (1 << 31) - 1  # of one tensor: TensorRT counts them in 32 bits
 _TUNED_SIDE = 512  # pixels, where no size is given
+_LARGEST_SIDE = 16384  # pixels, as in the stream format
+_WHOLE_SIDE = 2048  # pixels, likewise, of pictures that go through a graph in one piece
 _FLOWS = ("flow", "flow_guided")
 
 Shape = tuple[int, ...]
@@ -74,14 +76,15 @@ def profile_for(
 
     ``specs``: the graph's inputs and outputs. ``sizes``: width and height of pictures in pixels;
     every picture up to the largest width and the largest height is covered, and the first is the
-    typical one. None at all: every picture, typically 512x512. ``batches``: likewise, from 1 up.
+    typical one. None at all: every picture, typically 512x512, but of at most 2048 pixels a side
+    where a graph takes pictures in one piece. ``batches``: likewise, from 1 up.
     Raises UsageError for a size or batch out of range, and BackendError for a graph whose axes the
     codec does not know.
     """
     symbols = {split_axis(a)[1] for spec in specs for a in spec.shape if isinstance(a, str)}
     ranges = {"n": _batch_range(batches)}
     grids = [_grid(size, codec.stride) for size in sizes]
-    side = _largest_side(kind, codec)
+    side = _largest_side(kind, codec, _LARGEST_SIDE if sizes else _WHOLE_SIDE)
     if kind in _FLOWS:  # of each picture that is more than a tile it takes some tiles together
         together = [codec.flow_batch if max(grid) > codec.flow_tile else 1 for grid in grids]
         typical, most = (together[0], max(together)) if grids else (codec.flow_batch,) * 2
@@ -107,14 +110,22 @@ def profile_for(
     return profile
 
 
-def _largest_side(kind: str, codec: CodecConstants) -> int | None:
-    """Largest side in tokens of what the codec gives to a graph; None for one without a grid."""
+def _largest_side(kind: str, codec: CodecConstants, whole_side: int) -> int | None:
+    """Largest side in tokens of what the codec gives to a graph; None for one without a grid.
+
+    ``whole_side``: largest side in pixels of pictures that go through in one piece.
+    """
+    whole = -(-whole_side // codec.stride)
     return {
-        "encoder": codec.entropy_tile + 2 * codec.encoder_margin,
+        "encoder": _with_margin(codec.entropy_tile, codec.encoder_margin, whole),
         "entropy": codec.entropy_tile,
         **dict.fromkeys(_FLOWS, codec.flow_tile),
-        "decoder": codec.decoder_tile + 2 * codec.decoder_margin,
+        "decoder": _with_margin(codec.decoder_tile, codec.decoder_margin, whole),
     }.get(kind)
+
+
+def _with_margin(tile: int, margin: int | None, whole: int) -> int:
+    return whole if margin is None else tile + 2 * margin
 
 
 def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:

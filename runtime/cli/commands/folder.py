@@ -86,7 +86,9 @@ def decode_folder(options: Namespace, console: Console) -> int:
         if todo:
             record.open()  # a folder that cannot be written to stops here
             if not options.low_memory:
-                codec.load_engines(("entropy", "decoder"))  # and a backend that fails
+                codec.load_engines(
+                    [k for k in ("entropy", "decoder") if k in bundle.kinds]
+                )  # and a backend that fails
         run.all(todo, work.decode, min(jobs, len(todo)), line)
     seconds = time.perf_counter() - began
     result = {

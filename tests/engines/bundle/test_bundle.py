@@ -377,7 +377,7 @@ class TestWriting:
         ("changes", "message"),
         [
             ({"name": "../x"}, "matching regex"),
-            ({"family": "other"}, "Invalid enum value"),
+            ({"family": "Other one"}, "matching regex"),
             ({"graphs": {}}, "length >= 1"),
             ({"provenance": {"when": object()}}, "unsupported"),
             ({"provenance": {"loss": object}}, "unsupported"),
