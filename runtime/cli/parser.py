@@ -115,6 +115,7 @@ def make_parser() -> Parser:
     _add_encode(commands)
     _add_decode(commands)
     _add_info(commands)
+    _add_convert(commands)
     _add_demo(commands)
     _add_build(commands)
     _add_compare(commands)
@@ -190,6 +191,17 @@ def _add_info(commands: _Commands) -> None:
     info.add_argument("input", metavar="FILE", help="a .pco file; - for stdin")
     info.add_argument("--bundle", help="that made it, if it is not a shipped one")
     add_stream_options(info, "accept")
+
+
+def _add_convert(commands: _Commands) -> None:
+    convert = commands.add(
+        *("convert", "convert a .cod stream of CoD-Lite to .pco, or back", ("convert", "convert")),
+        streams=True,
+    )
+    convert.add_argument("input", metavar="IN", help="a .cod or .pco file")
+    _add_output(convert, "default: IN with the other suffix; - for stdout", "-o", "--output")
+    convert.add_argument("--bundle", required=True, help="of the stream's rate")
+    convert.add_argument("--bare", action="store_true", help="the .pco stream is a bare one")
 
 
 def _add_demo(commands: _Commands) -> None:

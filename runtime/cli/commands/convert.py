@@ -1,0 +1,47 @@
+"""The command ``percoedge convert``: streams of CoD-Lite's authors to .pco and back."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from percoedge.bitstream.container import MAX_STREAM_BYTES
+from percoedge.engines.bundle import Bundle
+from percoedge.engines.selection import select
+from percoedge.errors import UsageError
+from percoedge.runtime.cli.codec_options import naming
+from percoedge.runtime.cli.console import Console
+from percoedge.runtime.cli.outputs import output_name, shown_name
+from percoedge.runtime.files import atomic_write, read_bytes
+
+__all__ = ["convert"]
+
+
+def convert(options: Namespace, console: Console) -> int:
+    """Convert one stream, by the suffix of its name; returns the exit code."""
+    from percoedge.runtime.conversion import cod_from_pco, pco_from_cod
+    from percoedge.runtime.engine_set import EngineSet
+
+    directions = {".cod": (pco_from_cod, ".pco"), ".pco": (cod_from_pco, ".cod")}
+    suffix = Path(options.input).suffix.lower()
+    if suffix not in directions:
+        raise UsageError(f"expected a file that ends in .cod or .pco, got {options.input!r}")
+    function, other = directions[suffix]
+    output = output_name(options.output, options.input, other)
+    data = read_bytes(options.input, limit_bytes=MAX_STREAM_BYTES)
+    bundle = Bundle.open(options.bundle)
+    engines = EngineSet(bundle, select("onnxruntime-cpu"), low_memory=False)
+    with naming(options.input):
+        converted = function(engines, data, bare=options.bare)
+    atomic_write(output, converted)
+    record = {
+        "command": "convert",
+        "input": options.input,
+        "output": output,
+        "bundle": bundle.name,
+        "bytes_before": len(data),
+        "bytes": len(converted),
+    }
+    line = f"{shown_name(output, 'standard output')}: {len(converted)} bytes, from {len(data)}"
+    console.report(record, [line])
+    return 0

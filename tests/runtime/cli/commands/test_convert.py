@@ -1,0 +1,96 @@
+"""percoedge convert: .cod to .pco and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from percoedge.bitstream.cod import pack_cod, unpack_cod
+from percoedge.bitstream.container import unpack
+from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
+from percoedge.engines.bundle.manifest import CodecConstants
+from percoedge.engines.contract import TensorSpec
+
+Run = Any
+
+
+@pytest.fixture(params=[(16, 4), (16, 8), (4, 8), (32, 8)], ids=str)
+def bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Bundle:
+    """A bundle whose graphs no conversion looks into."""
+    stride, bits = request.param
+    root = tmp_path / "bundle"
+    root.mkdir()
+    (root / "graph.onnx").write_bytes(b"none")
+    image = TensorSpec("image", "uint8", ("n", f"{stride}*h", f"{stride}*w", 3))
+    tokens = TensorSpec("tokens", "int32", ("n", "h", "w"))
+    return write_manifest(
+        root,
+        name="cod",
+        family="cod-lite",
+        language="1" * 64,
+        codec=CodecConstants(
+            stride=stride, codebook_size=1 << bits, schedule="uniform", entropy_tile=64
+        ),
+        graphs={"decoder": GraphFiles((tokens,), (image,), {"fp32": ("graph.onnx",)})},
+        licence="CC0-1.0",
+    )
+
+
+def _bits(bundle: Bundle) -> int:
+    return bundle.codec.codebook_size.bit_length() - 1
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_there_and_back(run: Run, bundle: Bundle, tmp_path: Path, bare: bool) -> None:
+    """More tokens than a tile of the entropy model has, in its own order."""
+    rng = np.random.default_rng(0)
+    size = bundle.codec.codebook_size
+    tokens = rng.integers(0, size, (4, 72), np.int32)
+    cod = pack_cod(tokens, bundle.codec.stride, _bits(bundle))
+    (tmp_path / "a.cod").write_bytes(cod)
+    options = ("--bundle", bundle.path, *(["--bare"] if bare else []))
+    result = run("convert", "a.cod", "--json", *options)
+    assert result.code == 0, result.err
+    pco = (tmp_path / "a.pco").read_bytes()
+    assert json.loads(result.out)["bytes"] == len(pco)
+    header = unpack(pco, bare=bare).header
+    assert (header.width, header.height) == (72 * bundle.codec.stride, 4 * bundle.codec.stride)
+    # the authors' payload and the framing, and no more
+    assert len(pco) <= len(cod) - 4 + (4 if bare else 13)
+    assert run("convert", "a.pco", "back.cod", *options).code == 0
+    assert (tmp_path / "back.cod").read_bytes() == cod
+
+
+def test_other_sizes_are_filled_up(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+    from percoedge.bitstream.container import Header, pack
+    from percoedge.runtime.entropy import EntropyCodec
+
+    stride = bundle.codec.stride
+    tokens = np.arange(15, dtype=np.int32).reshape(3, 5)
+    data = EntropyCodec(None, bundle.codec.codebook_size, 64).encode(tokens, "uniform")
+    header = Header(5 * stride - 1, 3 * stride - 2)
+    (tmp_path / "a.pco").write_bytes(pack(header, data, bundle.fingerprint))
+    assert run("convert", "a.pco", "--bundle", bundle.path).code == 0
+    width, height, read = unpack_cod((tmp_path / "a.cod").read_bytes(), stride, _bits(bundle))
+    assert width % 16 == height % 16 == 0
+    np.testing.assert_array_equal(read[:3, :5], tokens)
+    assert (read[:, 5:] == read[:, 4:5]).all() and (read[3:] == read[2:3]).all()
+
+
+def test_what_does_not_fit_is_refused(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "a.cod").write_bytes(b"\x20\x00\x20\x00" + b"\x01" * 999)
+    (tmp_path / "a.bin").write_bytes(b"")
+    options = ("--bundle", bundle.path)
+    for arguments, code, words in (
+        (("a.cod", *options), 3, "a.cod: expected a .cod stream of"),
+        (("a.bin", *options), 2, "ends in .cod or .pco"),
+        (("b.cod", *options), 3, "b.cod"),
+        (("a.cod", "--bundle", "tiny"), 3, "of its rate"),
+    ):
+        result = run("convert", *arguments)
+        assert (result.code, words in result.err) == (code, True), result.err
+        assert not (tmp_path / "a.pco").exists()
