@@ -6,6 +6,11 @@ The full size is put together from local files (see percoedge.export.assemble):
 
     python -m percoedge.export.bundle sd3-medium --sd3 DIR --hyper FILE --mim FILE --rate 0.0313 \\
         --out DIR
+
+Codecs that others published are read from their own files:
+
+    python -m percoedge.export.bundle cod-lite --checkpoint CoD_Lite_bpp_0_0312.pt \\
+        --config CoD_Lite_bpp_0_0312.yaml --out cod-lite-0.0312
 """
 
 from __future__ import annotations
@@ -16,7 +21,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +30,26 @@ from msgspec.structs import replace
 
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
 from percoedge.engines.bundle.manifest import CodecConstants
-from percoedge.engines.comparison import example_feeds
 from percoedge.errors import BundleError, PercoedgeError
 from percoedge.export.assemble import Assembly, Sources, assemble, random_family
 from percoedge.export.checks.margins import check_margins
-from percoedge.export.checks.parity import check_parity, format_table
+from percoedge.export.checks.parity import check_graphs, check_parity, format_table
 from percoedge.export.config import RATES, Config, at_rate, load_config
 from percoedge.export.exact.graph import entropy_graphs
 from percoedge.export.exact.integers import IntegerMim, language_digest, prove
 from percoedge.export.graphs.costs import with_costs
 from percoedge.export.graphs.int8 import with_int8
 from percoedge.export.graphs.modules import DTYPES, entropy_specs, graph_plans
-from percoedge.export.graphs.onnx_files import (
-    OPSET,
-    WeightFile,
-    round_weights,
-    trace,
-    write_program,
-)
-from percoedge.export.models.family import Family, in_precision
+from percoedge.export.graphs.onnx_files import OPSET, WeightFile, round_weights
+from percoedge.export.graphs.writing import write_bundle, write_graphs
+from percoedge.export.models.cod_lite import source as cod_lite
+from percoedge.export.models.exportable import FamilySource
+from percoedge.export.models.family import Family
 from percoedge.export.models.mim import integer_mim
 from percoedge.export.models.text import null_condition
 
-_EXAMPLE_SIZES = {"n": 2, "h": 5, "w": 7}  # odd and unequal, so that nothing is baked in
+FAMILIES: Mapping[str, FamilySource] = {"cod-lite": cod_lite}
+"""Published codecs, by the name of the command line; see export.models.exportable."""
 
 
 def export_bundle(
@@ -77,15 +78,8 @@ def export_bundle(
     tokenizers = dict(tokenizers or {})
     if family.text and config.flow.guided:
         family.null_text, family.null_pooled = null_condition(config, family.text, tokenizers)
-    graphs: dict[str, GraphFiles] = {}
-    with ExitStack() as stack:
-        weight_files: dict[str, WeightFile] = {}
-        for kind, plan in graph_plans(config).items():
-            if plan.weights not in weight_files:
-                file = stack.enter_context(WeightFile(out / plan.weights))
-                weight_files[plan.weights] = file
-            files = _export_graph(family, config, kind, out, weight_files[plan.weights], variants)
-            graphs[kind] = GraphFiles(plan.inputs, plan.outputs, files)
+    size = config.codec.codebook_size
+    graphs = write_graphs(family, graph_plans(config), size, out, variants)
     if "fp32" in variants:
         graphs = with_int8(graphs, family, config, out)
     model = integer_mim(family.mim)
@@ -108,27 +102,6 @@ def export_bundle(
         tokenizers=tokenizer_files,
     )
     return with_costs(bundle, config)
-
-
-def _export_graph(
-    family: Family,
-    config: Config,
-    kind: str,
-    out: Path,
-    weights: WeightFile,
-    variants: Sequence[str],
-) -> dict[str, tuple[str, ...]]:
-    """Write one graph in each variant; returns the names of its files by variant."""
-    plan = graph_plans(config)[kind]
-    feeds = example_feeds(plan.inputs, _EXAMPLE_SIZES, config.codec.codebook_size)
-    files = {}
-    with in_precision(family, plan.parts, torch.float16):  # which rounds the weights
-        for variant in variants:
-            with in_precision(family, plan.parts, DTYPES[variant]):
-                module = plan.build(family, DTYPES[variant])
-                program = trace(module, plan.inputs, plan.outputs, feeds, plan.bounds)
-                files[variant] = write_program(program, out / f"{kind}.{variant}.onnx", weights)
-    return files
 
 
 def _export_entropy(
@@ -172,10 +145,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fp16-only", action="store_true", help="no graphs for CPUs: half the time and memory"
     )
+    _add_skip_parity(parser)
+    return parser
+
+
+def _add_skip_parity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-parity", action="store_true", help="do not run the graphs beside PyTorch"
     )
-    return parser
 
 
 def _load(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[Assembly, str]:
@@ -198,38 +175,86 @@ def _load(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[As
     return assemble(config, sources), "that of the Stable Diffusion 3 weights it was made from"
 
 
+def _published_parser(family: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m percoedge.export.bundle {family}")
+    FAMILIES[family].add_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, help="directory of the bundle")
+    parser.add_argument("--name", help="name of the bundle (default: family and rate)")
+    parser.add_argument("--fp16-only", action="store_true", help="no graphs for CPUs")
+    parser.add_argument(
+        "--full-precision",
+        action="store_true",
+        help="graphs for CPUs with the weights of the checkpoint to the last bit, in twice the "
+        "bytes, not with those of the FP16 graphs",
+    )
+    _add_skip_parity(parser)
+    return parser
+
+
+def _published(family: str, arguments: Sequence[str]) -> Bundle:
+    """Make the bundle of a published codec."""
+    args = _published_parser(family).parse_args(arguments)
+    codec = FAMILIES[family].load(args)
+    bundle = write_bundle(
+        codec,
+        args.out,
+        name=args.name,
+        variants=("fp16",) if args.fp16_only else tuple(DTYPES),
+        rounded=not args.full_precision,
+    )
+    if not args.skip_parity:
+        if args.full_precision:  # the export left the weights rounded
+            codec = FAMILIES[family].load(args)
+        rows = check_graphs(codec.module, codec.plans, bundle)
+        print(format_table(rows))
+        # how far half precision lies is a matter of the weights, which are not ours to change
+        if not all(row.ok for row in rows if row.b.endswith("fp32")):
+            raise BundleError("a graph differs from PyTorch by more than its bound, see above")
+    return bundle
+
+
+def _own(arguments: Sequence[str]) -> Bundle:
+    """Make a bundle of a configuration of this project."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    provenance = json.loads(args.provenance.read_text()) if args.provenance else {}
+    assembly, licence = _load(args, parser)
+    family, config = assembly.family, assembly.config
+    bundle = export_bundle(
+        family,
+        config,
+        args.out,
+        name=args.name or config.family,
+        licence=args.licence or licence,
+        provenance=provenance,
+        tokenizers=assembly.tokenizers,
+        variants=("fp16",) if args.fp16_only else tuple(DTYPES),
+    )
+    bounds = prove(integer_mim(family.mim))
+    print(f"largest partial sum of the entropy model: {max(bounds.values())} of {2**24 - 1}")
+    if not args.skip_parity:
+        rows = check_parity(family, config, bundle)
+        print(format_table(rows))
+        if not all(row.ok for row in rows):
+            raise BundleError("a graph differs from PyTorch by more than its bound, see above")
+    return bundle
+
+
 def main() -> int:
     """Command line of the export."""
-    parser = _parser()
-    args = parser.parse_args()
+    arguments = sys.argv[1:]
     warnings.filterwarnings("ignore")  # the exporter's notes on torchvision and the like
     logging.disable(logging.WARNING)
     try:
-        provenance = json.loads(args.provenance.read_text()) if args.provenance else {}
-        assembly, licence = _load(args, parser)
-        family, config = assembly.family, assembly.config
-        bundle = export_bundle(
-            family,
-            config,
-            args.out,
-            name=args.name or config.family,
-            licence=args.licence or licence,
-            provenance=provenance,
-            tokenizers=assembly.tokenizers,
-            variants=("fp16",) if args.fp16_only else tuple(DTYPES),
-        )
-        bounds = prove(integer_mim(family.mim))
-        print(f"largest partial sum of the entropy model: {max(bounds.values())} of {2**24 - 1}")
-        if not args.skip_parity:
-            rows = check_parity(family, config, bundle)
-            print(format_table(rows))
-            if not all(row.ok for row in rows):
-                raise BundleError("a graph differs from PyTorch by more than its bound, see above")
+        if arguments and arguments[0] in FAMILIES:
+            bundle = _published(arguments[0], arguments[1:])
+        else:
+            bundle = _own(arguments)
     except (PercoedgeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 4
     files = {record.file: record.size for record in bundle.manifest.files}
-    print(f"{args.out}: {sum(files.values()) / 2**20:.2f} MiB in {len(files)} files")
+    print(f"{bundle.path}: {sum(files.values()) / 2**20:.2f} MiB in {len(files)} files")
     return 0
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.comparison import (
@@ -25,6 +26,7 @@ from percoedge.errors import BundleError
 from percoedge.export.config import Config
 from percoedge.export.exact.integers import reference_weights
 from percoedge.export.graphs.modules import DTYPES, graph_plans
+from percoedge.export.models.exportable import GraphPlan
 from percoedge.export.models.family import Family, in_precision
 from percoedge.export.models.mim import integer_mim
 
@@ -81,6 +83,23 @@ def torch_source(family: Family, config: Config, kind: str, variant: str = "fp32
             f"expected a bundle with the graphs of the configuration, got one with {kind!r} too; "
             "give the configuration that it was exported with (--config)"
         )
+    return module_source(family, plan, variant)
+
+
+def check_graphs(
+    module: nn.Module, plans: Mapping[str, GraphPlan], bundle: Bundle
+) -> list[Difference]:
+    """As ``check_parity``, for the graphs that any family plans of its module."""
+    backend = select("onnxruntime-cpu")
+    rows: list[Difference] = []
+    for kind, plan in plans.items():
+        base, feeds = module_source(module, plan), grid_feeds(bundle, kind, _GRIDS)
+        rows += compare_sources(kind, feeds, base, variant_sources(bundle, kind, backend))
+    return rows
+
+
+def module_source(family: nn.Module, plan: GraphPlan, variant: str = "fp32") -> Source:
+    """What PyTorch makes of a planned graph, in FP32 or FP16."""
     names = [spec.name for spec in plan.outputs]
 
     @contextmanager

@@ -6,8 +6,6 @@ is inside; distances to the codebook, timesteps and the Euler update stay in flo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from percoedge.engines.contract import TensorSpec
 from percoedge.export.config import Config
+from percoedge.export.models.exportable import GraphPlan
 from percoedge.export.models.family import Family
 from percoedge.export.models.text import CLIP_TOWERS, ClipGraph, JoinGraph, T5Graph, tower_length
 
@@ -120,22 +119,6 @@ class DecoderGraph(nn.Module):
         decoded = self.vae.decode(x.to(self.dtype)).float()
         pixels = (decoded * 127.5 + 127.5).round().clamp(0.0, 255.0)
         return pixels.permute(0, 2, 3, 1).to(torch.uint8)
-
-
-@dataclass(frozen=True)
-class GraphPlan:
-    """How to export one graph: its module, its border, and the file its weights go to.
-
-    ``parts``: submodules of the family that compute in the graph's precision. ``bounds`` caps
-    symbolic axes (inclusive). Graphs with the same ``weights`` share that file.
-    """
-
-    build: Callable[[Family, torch.dtype], nn.Module]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    weights: str
-    parts: tuple[str, ...]
-    bounds: dict[str, int] = field(default_factory=dict)
 
 
 def graph_plans(config: Config) -> dict[str, GraphPlan]:

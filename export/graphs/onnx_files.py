@@ -80,10 +80,14 @@ def trace(
     outputs: tuple[TensorSpec, ...],
     feeds: Mapping[str, NDArray[Any]],
     bounds: dict[str, int],
+    *,
+    guarded: bool = True,
 ) -> torch.onnx.ONNXProgram:
     """Export a module with symbolic axes; ``bounds`` caps them (inclusive).
 
-    ``feeds``: inputs to trace it with, of any size.
+    ``feeds``: inputs to trace it with, of any size. ``guarded``: insist on a proof that the graph
+    holds for every size. Where sizes are divided there is none, and what was assumed of them is
+    left to checks of the graph.
 
     The program refers to the tensors of the module: write it before they change.
     """
@@ -100,11 +104,23 @@ def trace(
         or None
         for spec in inputs
     }
+    tensors = {name: torch.from_numpy(feed) for name, feed in feeds.items()}
+    model: nn.Module | torch.export.ExportedProgram = module.eval()
+    if not guarded:
+        # As torch.onnx.export itself does it: sizes of 1 are sizes as any other.
+        with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+            model = torch.export.export(
+                module,
+                (),
+                kwargs=tensors,
+                dynamic_shapes=dynamic_shapes,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
     return torch.onnx.export(
-        module.eval(),
+        model,
         (),
-        kwargs={name: torch.from_numpy(feed) for name, feed in feeds.items()},
-        dynamic_shapes=dynamic_shapes,
+        kwargs=tensors,
+        dynamic_shapes=dynamic_shapes if guarded else None,
         dynamo=True,
         opset_version=OPSET,
         external_data=False,

@@ -48,7 +48,7 @@ class Family(nn.Module):
 
 
 @contextmanager
-def in_precision(family: Family, parts: Sequence[str], dtype: torch.dtype) -> Iterator[None]:
+def in_precision(family: nn.Module, parts: Sequence[str], dtype: torch.dtype) -> Iterator[None]:
     """Submodules of a family converted in place, and back at the end: there is no room for copies.
 
     What FP16 does to numbers stays.

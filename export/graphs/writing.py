@@ -1,0 +1,85 @@
+"""Writes the float graphs of any family into a bundle's directory, in each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
+from percoedge.engines.comparison import example_feeds
+from percoedge.export.graphs.modules import DTYPES
+from percoedge.export.graphs.onnx_files import WeightFile, trace, write_program
+from percoedge.export.models.exportable import Exportable, GraphPlan
+from percoedge.export.models.family import in_precision
+
+
+def write_graphs(
+    module: nn.Module,
+    plans: Mapping[str, GraphPlan],
+    codebook_size: int,
+    out: Path,
+    variants: Sequence[str],
+    *,
+    rounded: bool = True,
+) -> dict[str, GraphFiles]:
+    """Write every graph; returns its description by kind.
+
+    ``rounded``: all variants have the
+    weights of "fp16", which are stored once; otherwise "fp32" has its own, in twice the bytes. The
+    module's parts are left rounded to FP16, in the type they came in.
+    """
+    graphs: dict[str, GraphFiles] = {}
+    with ExitStack() as stack:
+        files: dict[str, WeightFile] = {}
+        for kind, plan in plans.items():
+            if plan.weights not in files:
+                files[plan.weights] = stack.enter_context(WeightFile(out / plan.weights))
+            written = {}
+            # what is exact comes before what rounds
+            for variant in sorted(variants, key=lambda name: (name != "fp32") != rounded):
+                exact = variant == "fp32" and not rounded
+                with ExitStack() as precision:
+                    if not exact:
+                        precision.enter_context(in_precision(module, plan.parts, torch.float16))
+                    dtype = DTYPES[variant]
+                    precision.enter_context(in_precision(module, plan.parts, dtype))
+                    feeds = example_feeds(plan.inputs, plan.traced, codebook_size)
+                    graph = plan.build(module, dtype)
+                    program = trace(
+                        graph, plan.inputs, plan.outputs, feeds, plan.bounds, guarded=plan.guarded
+                    )
+                    path = out / f"{kind}.{variant}.onnx"
+                    written[variant] = write_program(program, path, files[plan.weights])
+            graphs[kind] = GraphFiles(plan.inputs, plan.outputs, written, plan.pixel_bytes)
+    return graphs
+
+
+def write_bundle(
+    codec: Exportable,
+    out: Path,
+    *,
+    name: str | None = None,
+    variants: Sequence[str] = tuple(DTYPES),
+    rounded: bool = True,
+) -> Bundle:
+    """Write a bundle of a codec that has no entropy model of its own; see ``write_graphs``.
+
+    Raises BundleError when a file cannot be described.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    size = codec.codec.codebook_size
+    graphs = write_graphs(codec.module, codec.plans, size, out, variants, rounded=rounded)
+    return write_manifest(
+        out,
+        name=name or codec.name,
+        family=codec.family,
+        language=codec.language,
+        codec=codec.codec,
+        graphs=graphs,
+        licence=codec.licence,
+        provenance=codec.provenance,
+    )

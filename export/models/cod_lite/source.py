@@ -1,0 +1,107 @@
+"""A published CoD-Lite checkpoint with its YAML file, ready for export."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from percoedge.engines.bundle.manifest import CodecConstants
+from percoedge.engines.contract import TensorSpec
+from percoedge.export.models.cod_lite.checkpoint import load_network
+from percoedge.export.models.cod_lite.config import Config, read_config
+from percoedge.export.models.cod_lite.graphs import Codec, DecoderGraph, EncoderGraph
+from percoedge.export.models.cod_lite.network import Network
+from percoedge.export.models.exportable import Exportable, GraphPlan
+
+LICENCE = (
+    "MIT, Copyright (c) 2025 Microsoft: the licence of the published code "
+    "(github.com/microsoft/GenCodec); see the page of the weights for theirs"
+)
+_ENTROPY_TILE = 64
+_TRACED = {"n": 2, "h": 40, "w": 72}  # several windows of attention each way
+# Measured in FP32 with ONNX Runtime on a CPU: docs/cod-lite.md.
+_ENCODER_PIXEL_BYTES = 800
+_DECODER_PIXEL_BYTES = 1400
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See FamilySource."""
+    parser.add_argument("--checkpoint", type=Path, required=True, help="CoD_Lite_bpp_R.pt")
+    parser.add_argument("--config", type=Path, required=True, help="CoD_Lite_bpp_R.yaml beside it")
+
+
+def load(args: argparse.Namespace) -> Exportable:
+    """See FamilySource."""
+    config = read_config(args.config)
+    network = load_network(args.checkpoint, config)
+    provenance = {
+        "checkpoint": args.checkpoint.name,
+        "checkpoint_sha256": _digest(args.checkpoint),
+        "rate_bpp": config.rate_bpp,
+        "paper": "arXiv 2604.12525",
+    }
+    return exportable(network, config, provenance)
+
+
+def exportable(
+    network: Network, config: Config, provenance: dict[str, object] | None = None
+) -> Exportable:
+    """What a bundle needs of a network; its encoder and token decoder are taken over."""
+    stride = config.stride
+    image = TensorSpec("image", "uint8", ("n", f"{stride}*h", f"{stride}*w", 3))
+    tokens = TensorSpec("tokens", "int32", ("n", "h", "w"))
+    return Exportable(
+        family="cod-lite",
+        name=f"cod-lite-{config.rate_bpp:.4f}".replace(".", "_"),
+        module=Codec.of(network, config),
+        plans={
+            "encoder": GraphPlan(
+                EncoderGraph,
+                (image,),
+                (tokens,),
+                "encoder.weights",
+                ("encoder",),
+                traced=_TRACED,
+                guarded=False,
+                pixel_bytes=_ENCODER_PIXEL_BYTES,
+            ),
+            "decoder": GraphPlan(
+                DecoderGraph,
+                (tokens,),
+                (image,),
+                "decoder.weights",
+                ("tokens", "denoiser"),
+                traced=_TRACED,
+                guarded=False,
+                pixel_bytes=_DECODER_PIXEL_BYTES,
+            ),
+        },
+        codec=CodecConstants(
+            stride=stride,
+            codebook_size=config.codebook_size,
+            schedule="uniform",
+            entropy_tile=_ENTROPY_TILE,
+        ),
+        language=_language(network),
+        licence=LICENCE,
+        provenance=provenance or {},
+    )
+
+
+def _language(network: Network) -> str:
+    """SHA-256 (hex) of shape and values of the codebook, which alone gives tokens their meaning."""
+    codebook = network.y_embedder.bottleneck.embedding.weight.detach().numpy()
+    digest = hashlib.sha256(repr(codebook.shape).encode("ascii"))
+    digest.update(np.ascontiguousarray(codebook, "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

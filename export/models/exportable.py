@@ -1,0 +1,71 @@
+"""What every family of models gives to the export: the one interface of ``export.models.<family>``.
+
+A family reads a configuration off a checkpoint, loads the checkpoint strictly, and returns this
+record. What is in it goes into the bundle; the runtime never learns of families.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from percoedge.engines.bundle.manifest import CodecConstants
+from percoedge.engines.contract import TensorSpec
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """How to export one graph: its module, its border, and the file its weights go to.
+
+    ``build`` makes the module out of that of the family, in a type of floats. ``parts``: submodules
+    of the family that compute in the graph's precision. ``bounds`` caps symbolic axes (inclusive).
+    Graphs with the same ``weights`` share that file. ``traced``: sizes of the symbolic axes when it
+    is traced. ``guarded``: see ``trace``. ``pixel_bytes``: see ``Graph`` of the manifest.
+    """
+
+    build: Callable[[Any, torch.dtype], nn.Module]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weights: str
+    parts: tuple[str, ...]
+    bounds: dict[str, int] = field(default_factory=dict)
+    # odd and unequal, so that nothing is baked in
+    traced: Mapping[str, int] = field(default_factory=lambda: {"n": 2, "h": 5, "w": 7})
+    guarded: bool = True
+    pixel_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A codec read from a checkpoint, on the CPU and in float32.
+
+    ``module`` holds the weights that ``plans`` (by kind of graph) build graphs of. ``language``:
+    see ``Manifest.language``. ``name``: of the bundle unless the user gives another.
+    ``provenance``: where the weights come from.
+    """
+
+    family: str
+    name: str
+    module: nn.Module
+    plans: Mapping[str, GraphPlan]
+    codec: CodecConstants
+    language: str
+    licence: str
+    provenance: Mapping[str, Any]
+
+
+class FamilySource(Protocol):
+    """A module of a family that reads its checkpoints for the command line."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what says where the checkpoint lies."""
+        ...
+
+    def load(self, args: argparse.Namespace) -> Exportable:
+        """Read the checkpoint. Raises BundleError naming the file and what is wrong with it."""
+        ...
