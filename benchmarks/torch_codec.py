@@ -15,7 +15,7 @@ from percoedge.bitstream.schedules import passes
 from percoedge.engines.contract import Buffer
 from percoedge.export.config import load_config
 from percoedge.export.graphs.modules import DecoderGraph, EncoderGraph, FlowGraph
-from percoedge.export.models.family import Family
+from percoedge.export.models.percov2.family import Family
 from percoedge.runtime.flow import noise, sample
 
 __all__ = ["TorchCodec"]

@@ -26,9 +26,9 @@ from percoedge.export.models.checkpoints import (
     read_tensors,
     without_weights,
 )
-from percoedge.export.models.family import Family
 from percoedge.export.models.mim import Mim
-from percoedge.export.models.text import byte_tokenizer, read_tokenizer, tower_length
+from percoedge.export.models.percov2.family import Family
+from percoedge.export.models.percov2.text import byte_tokenizer, read_tokenizer, tower_length
 
 TOWER_FOLDERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3"}
 _PATCH = "pos_embed.proj.weight"

@@ -44,9 +44,9 @@ from percoedge.export.graphs.onnx_files import OPSET, WeightFile, round_weights
 from percoedge.export.graphs.writing import write_bundle, write_graphs
 from percoedge.export.models.cod_lite import source as cod_lite
 from percoedge.export.models.exportable import FamilySource
-from percoedge.export.models.family import Family
 from percoedge.export.models.mim import integer_mim
-from percoedge.export.models.text import null_condition
+from percoedge.export.models.percov2.family import Family
+from percoedge.export.models.percov2.text import null_condition
 
 FAMILIES: Mapping[str, FamilySource] = {"cod-lite": cod_lite}
 """Published codecs, by the name of the command line; see export.models.exportable."""

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from percoedge.engines.bundle import Bundle
 from percoedge.export.config import load_config
-from percoedge.export.models.family import Family
+from percoedge.export.models.percov2.family import Family
 from percoedge.export.training.data import Photos
 from percoedge.export.training.features import FeatureNetwork
 from percoedge.export.training.latents import LatentPhotos

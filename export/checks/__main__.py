@@ -39,7 +39,7 @@ from percoedge.errors import BackendError, PercoedgeError
 from percoedge.export.checks.parity import format_table, grid_feeds, torch_source, variant_sources
 from percoedge.export.checks.reference import LARGEST_FP16, Reference
 from percoedge.export.config import Config, load_config
-from percoedge.export.models.family import Family
+from percoedge.export.models.percov2.family import Family
 from percoedge.export.training.warm_start import family_from_bundle
 
 _GRIDS = ((1, 2, 3), (2, 1, 1))

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from percoedge.errors import BundleError
 from percoedge.export.config import Config
-from percoedge.export.models.family import Family, in_precision
+from percoedge.export.models.exportable import in_precision
+from percoedge.export.models.percov2.family import Family
 
 FARTHEST = 64
 """Tokens; what depends on more than that is called unbounded."""

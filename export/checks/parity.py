@@ -26,9 +26,9 @@ from percoedge.errors import BundleError
 from percoedge.export.config import Config
 from percoedge.export.exact.integers import reference_weights
 from percoedge.export.graphs.modules import DTYPES, graph_plans
-from percoedge.export.models.exportable import GraphPlan
-from percoedge.export.models.family import Family, in_precision
+from percoedge.export.models.exportable import GraphPlan, in_precision
 from percoedge.export.models.mim import integer_mim
+from percoedge.export.models.percov2.family import Family
 
 _COLUMNS = "{:<12}  {:<14}  {:<24}  {:>11}  {:>8}  {:>9}  {:>7}  {:>8}  {}"
 _GRIDS = ((1, 16, 16), (2, 5, 7), (1, 1, 1))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from percoedge.bitstream.schedules import passes
 from percoedge.export.config import Config
-from percoedge.export.models.family import Family
-from percoedge.export.models.sampling import sample
+from percoedge.export.models.percov2.family import Family
+from percoedge.export.models.percov2.sampling import sample
 
 Channels = NDArray[np.float32]
 

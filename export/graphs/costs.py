@@ -36,8 +36,8 @@ from percoedge.errors import PercoedgeError
 from percoedge.export.config import Config, at_rate, load_config
 from percoedge.export.graphs.int8 import int8_layers
 from percoedge.export.graphs.modules import graph_plans
-from percoedge.export.models.family import Family
 from percoedge.export.models.mim import Mim, QuantLayer
+from percoedge.export.models.percov2.family import Family
 
 Sizes = Mapping[str, int]
 Counts = Mapping[str, int]

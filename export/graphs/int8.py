@@ -18,8 +18,8 @@ from percoedge.export.config import Config
 from percoedge.export.graphs.calibration import LayerRange, layer_ranges
 from percoedge.export.graphs.int8_decoder import int8_decoder
 from percoedge.export.graphs.int8_graph import MICROSOFT, Affine, Bytes, Int8Graph
-from percoedge.export.models.family import Family
-from percoedge.export.models.vae import TinyVae
+from percoedge.export.models.percov2.family import Family
+from percoedge.export.models.percov2.vae import TinyVae
 
 Ranges = Mapping[str, LayerRange]
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from percoedge.export.graphs.calibration import Channels, LayerRange
 from percoedge.export.graphs.int8_graph import Affine, Bytes, Int8Graph, float_casts
-from percoedge.export.models.vae import ResidualBlock, TinyVae
+from percoedge.export.models.percov2.vae import ResidualBlock, TinyVae
 
 # A pixel is 127.5 * value + 127.5; the zero point of bytes is an integer, the bias takes the rest.
 _PIXELS = Affine(np.float32(1 / 127.5), np.uint8(127))

@@ -15,8 +15,14 @@ from torch import Tensor, nn
 from percoedge.engines.contract import TensorSpec
 from percoedge.export.config import Config
 from percoedge.export.models.exportable import GraphPlan
-from percoedge.export.models.family import Family
-from percoedge.export.models.text import CLIP_TOWERS, ClipGraph, JoinGraph, T5Graph, tower_length
+from percoedge.export.models.percov2.family import Family
+from percoedge.export.models.percov2.text import (
+    CLIP_TOWERS,
+    ClipGraph,
+    JoinGraph,
+    T5Graph,
+    tower_length,
+)
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 """What a float graph computes in, by variant; weights are stored as the first of them has them."""

@@ -13,8 +13,7 @@ from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
 from percoedge.engines.comparison import example_feeds
 from percoedge.export.graphs.modules import DTYPES
 from percoedge.export.graphs.onnx_files import WeightFile, trace, write_program
-from percoedge.export.models.exportable import Exportable, GraphPlan
-from percoedge.export.models.family import in_precision
+from percoedge.export.models.exportable import Exportable, GraphPlan, in_precision
 
 
 def write_graphs(

@@ -7,7 +7,8 @@ record. What is in it goes into the bundle; the runtime never learns of families
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -69,3 +70,20 @@ class FamilySource(Protocol):
     def load(self, args: argparse.Namespace) -> Exportable:
         """Read the checkpoint. Raises BundleError naming the file and what is wrong with it."""
         ...
+
+
+@contextmanager
+def in_precision(family: nn.Module, parts: Sequence[str], dtype: torch.dtype) -> Iterator[None]:
+    """Submodules of a family converted in place, and back at the end: there is no room for copies.
+
+    What FP16 does to numbers stays.
+    """
+    modules = [family.get_submodule(name) for name in parts]
+    given = [next(module.parameters()).dtype for module in modules]
+    for module in modules:
+        module.to(dtype)
+    try:
+        yield
+    finally:
+        for module, before in zip(modules, given, strict=True):
+            module.to(before)

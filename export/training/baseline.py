@@ -18,8 +18,8 @@ import torch
 
 from percoedge.bitstream.schedules import SCHEDULES, pass_count
 from percoedge.export.config import load_config
-from percoedge.export.models.family import Family
 from percoedge.export.models.mim import Mim
+from percoedge.export.models.percov2.family import Family
 from percoedge.export.training.data import Photos
 from percoedge.export.training.stages import freeze, validation_images
 from percoedge.export.training.stages_mim import fit_mim, schedule_bits, token_photos

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from percoedge.export.models.percov2.vae import TinyVae
 from percoedge.export.models.precision import precision
-from percoedge.export.models.vae import TinyVae
 from percoedge.export.training.data import Photos, image_tensor
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from percoedge.export.config import Config
-from percoedge.export.models.family import Family
+from percoedge.export.models.percov2.family import Family
+from percoedge.export.models.percov2.sampling import sample
+from percoedge.export.models.percov2.vae import TinyVae
 from percoedge.export.models.precision import precision
-from percoedge.export.models.sampling import sample
-from percoedge.export.models.vae import TinyVae
 from percoedge.export.training.data import Photos, image_tensor
 from percoedge.export.training.latents import LatentPhotos
 from percoedge.export.training.losses import ms_ssim, pixel_loss, psnr

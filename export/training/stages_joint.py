@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from percoedge.export.config import Config, StageConfig
-from percoedge.export.models.family import Family
+from percoedge.export.models.percov2.family import Family
 from percoedge.export.models.precision import precision
 from percoedge.export.training.data import Photos
 from percoedge.export.training.discriminator import (

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from percoedge.bitstream.schedules import SCHEDULES, pass_table
 from percoedge.export.config import Config, StageConfig
-from percoedge.export.models.family import Family
 from percoedge.export.models.mim import Mim
+from percoedge.export.models.percov2.family import Family
 from percoedge.export.models.precision import precision
 from percoedge.export.training.data import Photos, image_tensor
 from percoedge.export.training.trainer import Trainer

@@ -27,8 +27,8 @@ from percoedge.export.exact.integers import (
 )
 from percoedge.export.exact.read import integers_of
 from percoedge.export.graphs.whole_model import whole_model
-from percoedge.export.models.family import Family
 from percoedge.export.models.mim import Mim, QuantLayer
+from percoedge.export.models.percov2.family import Family
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="without the exporter: pip install '.[export]'")
 
 from percoedge.export.config import Config, load_config  # noqa: E402
-from percoedge.export.models.family import Family  # noqa: E402
+from percoedge.export.models.percov2.family import Family  # noqa: E402
 
 MICRO: dict[str, dict[str, Any]] = {
     "codec": {"codebook_size": 32, "latent_channels": 4},

@@ -18,7 +18,7 @@ from percoedge.export.bundle import export_bundle
 from percoedge.export.checks.parity import check_parity
 from percoedge.export.config import Config, load_config
 from percoedge.export.graphs.modules import graph_plans
-from percoedge.export.models.family import Family
+from percoedge.export.models.percov2.family import Family
 from percoedge.runtime.images.metrics import psnr_db
 
 _IN_INTEGERS = ("flow", "flow_guided", "decoder")

@@ -46,11 +46,12 @@ from percoedge.export.checks.parity import check_parity
 from percoedge.export.config import RATES, Config, at_rate, load_config
 from percoedge.export.graphs.modules import graph_plans
 from percoedge.export.graphs.onnx_files import round_weights, trace
-from percoedge.export.models.family import Family, in_precision
-from percoedge.export.models.flow import FlowModel
-from percoedge.export.models.hyper import HyperEncoder, VectorQuantizer
+from percoedge.export.models.exportable import in_precision
 from percoedge.export.models.mim import Mim
-from percoedge.export.models.text import T5Graph
+from percoedge.export.models.percov2.family import Family
+from percoedge.export.models.percov2.flow import FlowModel
+from percoedge.export.models.percov2.hyper import HyperEncoder, VectorQuantizer
+from percoedge.export.models.percov2.text import T5Graph
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.text import TextConditioner
 

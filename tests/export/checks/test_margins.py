@@ -12,8 +12,8 @@ from percoedge.errors import BundleError
 from percoedge.export.bundle import export_bundle
 from percoedge.export.checks.margins import check_margins, reach_of
 from percoedge.export.config import Config, at_rate, load_config
-from percoedge.export.models.family import Family
-from percoedge.export.models.vae import build_vae
+from percoedge.export.models.percov2.family import Family
+from percoedge.export.models.percov2.vae import build_vae
 
 
 @pytest.mark.parametrize(("kernel", "layers", "size"), [(1, 1, 1), (3, 1, 1), (3, 5, 2), (7, 3, 4)])

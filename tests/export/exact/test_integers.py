@@ -22,8 +22,8 @@ from percoedge.export.exact.integers import (
     reference_weights,
 )
 from percoedge.export.graphs.onnx_files import OPSET, WeightFile
-from percoedge.export.models.family import Family
 from percoedge.export.models.mim import Mim, integer_mim, norm_index, norm_table
+from percoedge.export.models.percov2.family import Family
 
 
 @pytest.fixture

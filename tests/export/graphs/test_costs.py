@@ -17,7 +17,7 @@ from percoedge.engines.bundle.write import replace_manifest
 from percoedge.export.config import load_config
 from percoedge.export.graphs import costs
 from percoedge.export.graphs.modules import graph_plans
-from percoedge.export.models.family import Family
+from percoedge.export.models.percov2.family import Family
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from percoedge.export.graphs.calibration import layer_ranges
 from percoedge.export.graphs.int8_decoder import int8_decoder
 from percoedge.export.graphs.int8_graph import Affine, Int8Graph
 from percoedge.export.graphs.modules import graph_plans
-from percoedge.export.models.family import Family
+from percoedge.export.models.percov2.family import Family
 
 RNG = np.random.default_rng(0)
 RANGE = (np.zeros(3, np.float32), np.array([0.5, 2.55, 1.0], np.float32))

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 import torch
 from percoedge.export.config import HyperConfig, StageConfig
-from percoedge.export.models.hyper import VectorQuantizer
+from percoedge.export.models.percov2.hyper import VectorQuantizer
 from percoedge.export.training.trainer import Trainer, joined_processes, place_among_processes
 
 out = Path(sys.argv[1])

@@ -13,8 +13,8 @@ from percoedge.errors import BundleError
 from percoedge.export.config import load_config
 from percoedge.export.exact.integers import language_digest
 from percoedge.export.graphs.modules import graph_plans
-from percoedge.export.models.family import Family
 from percoedge.export.models.mim import integer_mim
+from percoedge.export.models.percov2.family import Family
 from percoedge.export.training.warm_start import family_from_bundle
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from percoedge.export.config import Config
-from percoedge.export.models.flow import FlowModel
-from percoedge.export.models.hyper import HyperEncoder, VectorQuantizer
 from percoedge.export.models.mim import Mim
-from percoedge.export.models.text import build_tower
-from percoedge.export.models.vae import build_vae
+from percoedge.export.models.percov2.flow import FlowModel
+from percoedge.export.models.percov2.hyper import HyperEncoder, VectorQuantizer
+from percoedge.export.models.percov2.text import build_tower
+from percoedge.export.models.percov2.vae import build_vae
 
 
 class Family(nn.Module):
@@ -45,20 +42,3 @@ class Family(nn.Module):
             null_pooled = torch.zeros(1, flow.pooled_projection_dim)
             self.register_buffer("null_text", null_text, persistent=False)
             self.register_buffer("null_pooled", null_pooled, persistent=False)
-
-
-@contextmanager
-def in_precision(family: nn.Module, parts: Sequence[str], dtype: torch.dtype) -> Iterator[None]:
-    """Submodules of a family converted in place, and back at the end: there is no room for copies.
-
-    What FP16 does to numbers stays.
-    """
-    modules = [family.get_submodule(name) for name in parts]
-    given = [next(module.parameters()).dtype for module in modules]
-    for module in modules:
-        module.to(dtype)
-    try:
-        yield
-    finally:
-        for module, before in zip(modules, given, strict=True):
-            module.to(before)

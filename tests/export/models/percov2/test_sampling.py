@@ -9,7 +9,7 @@ from torch import Tensor
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.fake import FakeEngine
-from percoedge.export.models.sampling import sample
+from percoedge.export.models.percov2.sampling import sample
 from percoedge.runtime.flow import sample as runtime_sample
 
 Z = torch.zeros(1)  # a condition that these flows pass over
