@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["GoldenStream", "golden_stream", "shipped_bundles", "shipped_photo", "token_digest"]
+__all__ = [
+    "EARLIER_BUNDLES",
+    "GoldenStream",
+    "golden_stream",
+    "shipped_bundles",
+    "shipped_photo",
+    "token_digest",
+]
+
+EARLIER_BUNDLES = {"dd9612dd": ("tiny", "0.1.0")}
+"""Bundles shipped before, by fingerprint: name, and the release that reads their streams."""
 
 
 @dataclass(frozen=True)

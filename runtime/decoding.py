@@ -15,6 +15,7 @@ from PIL import Image
 
 from percoedge.bitstream.container import Stream, unpack
 from percoedge.bitstream.schedules import pass_count
+from percoedge.bundles import EARLIER_BUNDLES
 from percoedge.engines.contract import Buffer
 from percoedge.errors import BundleMismatchError, StreamError
 from percoedge.runtime.engine_set import EngineSet
@@ -91,9 +92,15 @@ def open_stream(
     stream = unpack(data, bare=bare, cut=cut)
     bundle, header = settings.bundle, stream.header
     if stream.fingerprint is not None and stream.fingerprint != bundle.fingerprint:
+        found = stream.fingerprint.hex()
+        remedy = "decode it with the bundle that made it (--bundle)"
+        if found in EARLIER_BUNDLES:
+            name, release = EARLIER_BUNDLES[found]
+            found = f"the {name} of percoedge {release} ({found})"
+            remedy = f"pip install percoedge=={release} reads it, or its {name} given as --bundle"
         raise BundleMismatchError(
             f"expected a stream of bundle {bundle.name!r} ({bundle.fingerprint.hex()}), got one of "
-            f"{stream.fingerprint.hex()}; decode it with the bundle that made it (--bundle)"
+            f"{found}; {remedy}"
         )
     if header.width * header.height > max_pixels:
         raise StreamError(

@@ -650,3 +650,10 @@ def test_info_decodes_nothing(codec: Codec, backend: FakeBackend, fakes: Any) ->
     assert {key: info[key] for key in expected} == expected
     assert sum(info["bytes_by_part"].values()) == len(stream)
     assert backend.engines == []
+
+
+def test_a_stream_of_an_earlier_release_is_refused_by_its_name(codec: Codec) -> None:
+    header = Header(width=16, height=16)
+    stream = pack(header, b"\x01", bytes.fromhex("dd9612dd"))
+    with pytest.raises(BundleMismatchError, match=r"the tiny of percoedge 0\.1\.0 .*==0\.1\.0"):
+        codec.decode(stream)
