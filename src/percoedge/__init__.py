@@ -48,7 +48,7 @@ __all__ = [
     "__version__",
 ]
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "Bundle": "percoedge.engines.bundle",
