@@ -34,7 +34,7 @@ _STAGES = {  # by how their names begin, the longest counts: name in the legend,
 }
 _MARKERS = "osD^vP*"
 _MIB = 1 << 20
-_MOST_NAME = 70  # characters of a label
+_MOST_NAME = 48  # characters of a label
 
 
 def case_names(measurement: Measurement) -> list[str]:

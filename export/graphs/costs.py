@@ -77,21 +77,27 @@ def _cost(
         for name, variant in graph.variants.items()
     }
     layers: set[str] = set()
+    most: dict[str, int] = {}  # of symbolic axes that end somewhere
     if kind == "entropy":
         module: nn.Module = _EntropyGraph(family.mim)
         on_bytes = [part for part in family.mim.modules() if isinstance(part, QuantLayer)]
     else:
-        module = graph_plans(config)[kind].build(family, torch.float32)
+        plan = graph_plans(config)[kind]
+        module, most = plan.build(family, torch.float32), plan.bounds
         layers = int8_layers(models["int8"]) if "int8" in models else set()
         on_bytes = [family.get_submodule(name) for name in layers]
-    counts = [_counts(module, graph.input_specs, sizes) for sizes in (*_FITTED, *_COMPARED)]
-    macs = _fit([one[""] for one in counts])
+    everywhere = [
+        {axis: min(size, most.get(axis, size)) for axis, size in sizes.items()}
+        for sizes in (*_FITTED, *_COMPARED)
+    ]
+    counts = [_counts(module, graph.input_specs, sizes) for sizes in everywhere]
+    macs = _fit(everywhere, [one[""] for one in counts])
     if macs is None or "int8" not in models:
         int8_macs: dict[str, int] | None = {}
     elif kind == "entropy":  # all of its layers
         int8_macs = macs
     else:
-        int8_macs = _fit([sum(one.get(name, 0) for name in layers) for one in counts])
+        int8_macs = _fit(everywhere, [sum(one.get(name, 0) for name in layers) for one in counts])
     if macs is None or int8_macs is None:
         return None
     model = next(iter(models.values()))
@@ -133,9 +139,8 @@ def _counts(module: nn.Module, inputs: Iterable[TensorSpec], sizes: Sizes) -> Co
     return {**by_module, "": counter.get_total_flops() // 2}
 
 
-def _fit(counts: Sequence[int]) -> dict[str, int] | None:
-    """Coefficients of the terms that give exactly these counts at the sizes above, or None."""
-    everywhere = (*_FITTED, *_COMPARED)
+def _fit(everywhere: Sequence[Sizes], counts: Sequence[int]) -> dict[str, int] | None:
+    """Coefficients of the terms that give exactly these counts at these sizes, or None."""
     rows = [[_product(term, sizes) for term in _TERMS] for sizes in everywhere]
     solved = np.linalg.solve(np.array(rows[: len(_FITTED)], float), counts[: len(_FITTED)])
     factors = [round(factor) for factor in solved.tolist()]

@@ -64,7 +64,7 @@ def test_a_recorder_notes_the_calls_of_a_decode(pixels: np.ndarray) -> None:
     kinds = [kind for kind, *_ in recorder.calls]
     assert kinds.count("flow") == 3 and kinds[-1] == "decoder"
     found = engine_times(backend, bundle, data, steps=3, decode_ms=1e6, rounds=2)
-    assert found["calls"].keys() == set(kinds) and 0.9 < found["python_share"] < 1
+    assert found["calls"].keys() == set(kinds) and 0.9 < found["python_share"] <= 1
 
 
 def test_a_size_between_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def raise_index_error(*_: object, **__: object) -> None:
         ("percoedge.bitstream.container.unpack_caption", raise_index_error, IndexError),
         ("percoedge.bitstream.rangecoder._decode", raise_index_error, IndexError),
         ("percoedge.bitstream.container._checksum", lambda *_: b"\0\0", Broken),
-        ("percoedge.runtime.decoding.pass_count", lambda _: 255, IndexError),
+        ("percoedge.runtime.entropy.pass_count", lambda _: 255, IndexError),
         ("fuzz_checks.MAX_SECONDS", 0.0, Broken),
         ("fuzz_checks.MAX_GROWTH_BYTES", 0, Broken),
     ],

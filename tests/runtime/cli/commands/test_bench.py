@@ -63,7 +63,7 @@ def test_tables(
 def test_when_nothing_is_measured(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = run("--backend", "tensorrt", "--export-times", "times.json")
     assert (code, out) == (4, "")
-    assert "percoedge: error: tiny tensorrt 48x32, batch 1, 4 steps: " in err
+    assert "percoedge: error: tiny tensorrt 48x32, batch 1, 2 steps: " in err
     assert not Path("times.json").exists()
 
 

@@ -84,7 +84,7 @@ def test_what_a_person_reads(run: Run, root: Path, library: Library, tmp_path: P
     result = run(*DECODER, "--cache", "elsewhere")
     row, total, advice = result.out.splitlines()
     assert row.startswith("decoder  ") and "MiB to work in" in row
-    assert row.endswith("n 1..1, h 1..48, w 1..48")
+    assert "n 1..1, h 1..48, w 1..48" in row
     assert (
         f"1 engine file of bundle tiny for tensorrt-rtx {library.version}, SM 86, 89, 120, "
         in total
