@@ -57,15 +57,22 @@ def with_costs(bundle: Bundle, config: Config) -> Bundle:
     """The bundle of a directory, its manifest written anew with the costs of its graphs.
 
     ``config``: what it was exported with. Files and fingerprint stay as they are. Graphs whose
-    counts are no sum of products of symbols get no cost.
+    counts are no sum of products of symbols get no cost, nor do those of captions, which do not
+    grow with the image.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         family = Family(config).eval()
         graphs = {
             kind: replace(graph, cost=_cost(bundle, kind, graph, family, config))
+            if _grows(graph)
+            else graph
             for kind, graph in bundle.manifest.graphs.items()
         }
     return replace_manifest(bundle.path, replace(bundle.manifest, graphs=graphs))
+
+
+def _grows(graph: GraphRecord) -> bool:
+    return any("h" in str(axis) for spec in graph.input_specs for axis in spec.shape)
 
 
 def _cost(
