@@ -117,6 +117,7 @@ class StageConfig(_Strict, frozen=True):
     pixel_batch: int = 8
     square_weight: float = 0.0
     feature_weight: float = 0.0
+    rate_weight: float = 0.0
     synthetic_share: float = 0.0
     codebook_decay: float = 0.99
     ema: float = 0.999
@@ -126,7 +127,7 @@ class StageConfig(_Strict, frozen=True):
     adversarial_weight: float = 0.0
     adversarial_ramp: float = 0.0
     discriminator_rate: float = 1.0
-    discriminator_widths: list[int] = []
+    discriminator_width: int = 64
 
 
 class CodecConfig(_Strict, frozen=True):

@@ -19,8 +19,7 @@ from percoedge.engines.bundle import Bundle
 from percoedge.export.config import load_config
 from percoedge.export.models.percov2.family import Family
 from percoedge.export.training.data import Photos
-from percoedge.export.training.features import FeatureNetwork
-from percoedge.export.training.latents import LatentPhotos
+from percoedge.export.training.features import Features
 from percoedge.export.training.stages import (
     freeze,
     latent_statistics,
@@ -62,27 +61,33 @@ def train(
     stages = {name: share_of(stage, processes) for name, stage in config.train.items()}
     config = replace(config, train=stages)
     device = pick_device(device_name)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False  # losses take differences of squares
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     family = Family(config) if start is None else family_from_bundle(Bundle.open(start), config)
     family.to(device, memory_format=torch.channels_last)
     photos = Photos(photo_dir, limit)
-    pixel_stages = [stage for name, stage in stages.items() if not name.startswith("mim")]
-    photos.check_sides(max(stage.crop for stage in pixel_stages))
+    photos.check_sides(
+        max(
+            stage.crop * (config.codec.stride if name.startswith("mim") else 1)
+            for name, stage in stages.items()
+        )
+    )
     valid = validation_images(validation_dir, device)
-    features = FeatureNetwork().to(device, memory_format=torch.channels_last)
+    features = Features().to(device, memory_format=torch.channels_last)
     if start is None:
         train_vae(family.vae, config, photos, valid, out)
         latent_statistics(family.vae, photos)
         freeze(family.vae)
-        latents = LatentPhotos(family.vae, photos, config.codec.latent_stride)
-        train_codec(family, config, latents, valid, out, "codec")
-        train_codec(family, config, latents, valid, out, "codec_wide")
+        train_codec(family, config, photos, valid, out, "codec")
+        train_codec(family, config, photos, valid, out, "codec_wide")
+        family.mim.start_from(family.quantizer.codebook)
     if not keep_tokens:
         train_joint(family, config, photos, valid, out, features)
     train_refine(family, config, photos, valid, out, features)
     if not keep_tokens:
-        train_mim(family, config, photos, valid, out, again=start is not None)
+        train_mim(family, config, photos, valid, out)
     if rank == 0:
         torch.save(family.state_dict(), out / "family.pt")
     return family

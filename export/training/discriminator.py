@@ -13,11 +13,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 class Discriminator(nn.Module):
     """Features (B,C,h,w) at several strides -> scores (B,1,h,w) at each, by a small head each.
 
-    ``channels`` of the features and ``widths`` of the heads. Spectral norms keep the heads from
+    ``channels`` of the features and ``width`` of the heads. Spectral norms keep the heads from
     becoming steeper than the features are.
     """
 
-    def __init__(self, channels: Sequence[int], widths: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()
         self.heads = nn.ModuleList(
             nn.Sequential(
@@ -27,7 +27,7 @@ class Discriminator(nn.Module):
                 nn.LeakyReLU(0.2),
                 spectral_norm(nn.Conv2d(width, 1, 1)),
             )
-            for channel, width in zip(channels, widths, strict=True)
+            for channel in channels
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

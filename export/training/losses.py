@@ -25,8 +25,7 @@ def ms_ssim(a: Tensor, b: Tensor, scales: int = 5) -> Tensor:
 
     The sides must be at least ``11 * 2 ** (scales - 1)``; fewer scales renormalise the weights.
     """
-    weights = torch.tensor(_SCALE_WEIGHTS[:scales], device=a.device)
-    weights = weights / weights.sum()
+    whole = sum(_SCALE_WEIGHTS[:scales])
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     result = torch.ones((), device=a.device)
     for scale in range(scales):
@@ -38,7 +37,7 @@ def ms_ssim(a: Tensor, b: Tensor, scales: int = 5) -> Tensor:
             contrast = luminance * contrast
         else:
             a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-        result = result * contrast.mean().clamp_min(1e-4) ** weights[scale]
+        result = result * contrast.mean().clamp_min(1e-4) ** (_SCALE_WEIGHTS[scale] / whole)
     return result
 
 

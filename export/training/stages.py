@@ -8,15 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from percoedge.export.config import Config
+from percoedge.export.config import Config, StageConfig
 from percoedge.export.models.percov2.family import Family
 from percoedge.export.models.percov2.sampling import sample
 from percoedge.export.models.percov2.vae import TinyVae
 from percoedge.export.models.precision import precision
-from percoedge.export.training.data import Photos, image_tensor
-from percoedge.export.training.latents import LatentPhotos
+from percoedge.export.training.data import Crops, Photos, image_tensor
 from percoedge.export.training.losses import ms_ssim, pixel_loss, psnr
-from percoedge.export.training.trainer import Trainer
+from percoedge.export.training.trainer import Figures, Trainer
 
 
 def validation_images(folder: Path, device: torch.device) -> list[Tensor]:
@@ -24,7 +23,7 @@ def validation_images(folder: Path, device: torch.device) -> list[Tensor]:
     images = []
     for pixels in Photos(folder).images:
         height, width = (side // 16 * 16 for side in pixels.shape[:2])
-        images.append(image_tensor(pixels[None, :height, :width]).to(device))
+        images.append(image_tensor(torch.tensor(pixels[None, :height, :width]).to(device)))
     return images
 
 
@@ -44,32 +43,34 @@ def train_vae(vae: TinyVae, config: Config, photos: Photos, valid: list[Tensor],
     device = next(vae.parameters()).device
     trainer = Trainer("vae", vae, stage, out, config.seed)
 
-    def step(index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        images = photos.crops(rng, stage.batch, stage.crop).to(device)
+    def step(index: int, images: Tensor, rng: np.random.Generator) -> tuple[Tensor, Figures]:
         with precision(device):
             latent = vae.encode(images)
             decoded = vae.decode(latent + stage.latent_noise * torch.randn_like(latent)).float()
         spread = (latent.float() ** 2).mean()
         loss = pixel_loss(decoded, images, stage.ssim_weight) + stage.kl_weight * spread
-        figures = {"psnr_db": float(psnr(decoded.detach(), images))}
-        return loss, {**figures, "spread": float(spread.detach())}
+        return loss, {"psnr_db": psnr(decoded, images), "spread": spread}
 
     def validate() -> dict[str, float]:
         with precision(device):
             outputs = [vae.decode(vae.encode(image)) for image in valid]
         return image_figures(outputs, valid)
 
-    if trainer.finished():
-        return
-    trainer.run(step, validate)
+    if not trainer.finished():
+        trainer.run(step, crops_of(stage, photos, config.seed), validate)
+
+
+def crops_of(stage: StageConfig, photos: Photos, seed: int) -> Crops:
+    """The crops that a stage trains on. Raises ValueError when a photo is smaller than they are."""
+    return Crops(photos, stage.batch, stage.crop, seed, stage.synthetic_share)
 
 
 @torch.no_grad()
 def latent_statistics(vae: TinyVae, photos: Photos) -> None:
     """Measure mean and standard deviation per channel and store them in the autoencoder."""
     device = next(vae.parameters()).device
-    images = photos.crops(np.random.default_rng(0), 256, 256).split(32)
-    latent = torch.cat([vae.encoder(part.to(device)).float() for part in images])
+    batches = Crops(photos, 32, 256, seed=0).batches(range(8), device)
+    latent = torch.cat([vae.encoder(images).float() for images in batches])
     vae.latent_mean.copy_(latent.mean(dim=(0, 2, 3), keepdim=True))
     vae.latent_std.copy_(latent.std(dim=(0, 2, 3), keepdim=True))
 
@@ -84,7 +85,7 @@ def freeze(module: nn.Module) -> None:
 def train_codec(
     family: Family,
     config: Config,
-    latents: LatentPhotos,
+    photos: Photos,
     valid: list[Tensor],
     out: Path,
     name: str = "codec",
@@ -106,8 +107,9 @@ def train_codec(
     at_one = int(stage.batch * stage.one_step_share)
     positions = config.flow.pos_embed_max_size - stage.crop // config.codec.stride + 1
 
-    def step(index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        latent, images = latents.crops(rng, stage.batch, stage.crop)
+    def step(index: int, images: Tensor, rng: np.random.Generator) -> tuple[Tensor, Figures]:
+        with torch.no_grad(), precision(device):
+            latent = family.vae.encode(images).float()
         family.flow.place((int(rng.integers(positions)), int(rng.integers(positions))))
         noise = torch.randn_like(latent)
         t = torch.sigmoid(torch.randn(len(latent), device=device) + 0.5)
@@ -124,9 +126,9 @@ def train_codec(
         pixels = pixel_loss(decoded, images[few], stage.ssim_weight)
         loss = errors.mean() + stage.pixel_weight * pixels
         figures = {
-            "one_step": float(errors[:at_one].mean().detach()),
-            "other": float(errors[at_one:].mean().detach()),
-            "psnr_db": float(psnr(decoded.detach(), images[few])),
+            "one_step": errors[:at_one].mean(),
+            "other": errors[at_one:].mean(),
+            "psnr_db": psnr(decoded, images[few]),
             "perplexity": perplexity(family.quantizer.usage),
         }
         return loss, figures
@@ -136,14 +138,14 @@ def train_codec(
         return decode_figures(family, valid, config.codec.flow_tile * config.codec.stride)
 
     if not trainer.finished():
-        trainer.run(step, validate)
+        trainer.run(step, crops_of(stage, photos, config.seed), validate)
     family.flow.place(None)
 
 
-def perplexity(usage: Tensor) -> float:
-    """How many codes are in effective use: 2 to the entropy of their frequencies."""
+def perplexity(usage: Tensor) -> Tensor:
+    """How many codes are in effective use: 2 to the entropy of their frequencies; a scalar."""
     share = (usage / usage.sum()).clamp_min(1e-9)
-    return float(torch.exp(-(share * share.log()).sum()))
+    return torch.exp(-(share * share.log()).sum())
 
 
 @torch.no_grad()

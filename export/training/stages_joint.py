@@ -8,6 +8,7 @@ one-step decoder of CoD-Lite is finetuned so too, arXiv 2604.12525).
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,16 @@ from percoedge.export.training.discriminator import (
     discriminator_loss,
     generator_loss,
 )
-from percoedge.export.training.features import CHANNELS, FeatureNetwork, feature_distance, shifted
+from percoedge.export.training.features import Features, feature_distance, shifted
 from percoedge.export.training.losses import pixel_loss, psnr
-from percoedge.export.training.stages import decode_figures, freeze, perplexity
-from percoedge.export.training.trainer import Trainer
+from percoedge.export.training.stages import crops_of, decode_figures, freeze, perplexity
+from percoedge.export.training.stages_mim import masked_at_random
+from percoedge.export.training.trainer import Figures, Trainer
 
 # Batches over which the use of the codebook is counted before it is trained on.
 _COUNTED = 24
+# Difference in cosine that makes a code e times less likely to be taken for a neighbour.
+_NEARNESS = 0.03
 _SAVE_EVERY = 100
 
 
@@ -40,49 +44,53 @@ def train_joint(
     photos: Photos,
     valid: list[Tensor],
     out: Path,
-    features: FeatureNetwork,
+    features: Features,
 ) -> None:
-    """Encoder, hyper-encoder, codebook, flow and decoder, by the 1-step decode alone.
+    """Encoder, hyper-encoder, codebook, flow and decoder by the 1-step decode, and what it costs.
 
-    The loss is of pixels with a little of features. Statistics of the codes stay as they are, so
-    that tokens are the same in training and after it.
+    The loss is of pixels with a little of features, and ``rate_weight`` times the rate. Statistics
+    of the codes stay as they are, so that tokens are the same in training and after it.
     """
     stage = config.train["joint"]
     device = next(family.parameters()).device
     trained = nn.ModuleDict(
         {"vae": family.vae, "hyper": family.hyper, "quantizer": family.quantizer}
-        | {"flow": family.flow}
+        | {"flow": family.flow, "mim": family.mim}
     )
+    family.mim.exact = False
     for parameter in trained.parameters():
         parameter.requires_grad_(True)
     trainer = Trainer("joint", trained, stage, out, config.seed, save_every=_SAVE_EVERY)
     family.quantizer.decay = stage.codebook_decay
 
-    def step(index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        images = photos.crops(rng, stage.batch, stage.crop, stage.synthetic_share).to(device)
+    def step(index: int, images: Tensor, rng: np.random.Generator) -> tuple[Tensor, Figures]:
         place_at_random(family, config, stage, rng)
         family.quantizer.spread.eval()
         with precision(device):
             latent = family.vae.encode(images)
-            z, _ = family.quantizer(family.hyper(latent))
+            codes = family.quantizer.codes(family.hyper(latent))
+            z, tokens = family.quantizer.quantize(codes)
+            price, fit = rate(family, codes, tokens, rng)
             noise = torch.randn(latent.shape, device=device)
             velocity = family.flow(noise, z, torch.ones(len(noise), device=device)).float()
             decoded = family.vae.decode(noise - velocity).float()
             target, made = (features(x) for x in shifted([images, decoded], rng))
         pixels = pixel_loss(decoded, images, stage.ssim_weight, stage.square_weight, scales=5)
         distance = feature_distance([x.float() for x in made], [x.float() for x in target])
-        loss = pixels + stage.feature_weight * distance
+        loss = pixels + stage.feature_weight * distance + stage.rate_weight * price + fit
         figures = {
-            "psnr_db": float(psnr(decoded.detach(), images)),
-            "pixels": float(pixels.detach()),
-            "features": float(distance.detach()),
+            "psnr_db": psnr(decoded, images),
+            "pixels": pixels,
+            "features": distance,
+            "bits": fit / math.log(2),
             "perplexity": perplexity(family.quantizer.usage),
         }
         return loss, figures
 
     if not trainer.finished():
         count_usage(family, photos, stage, config.seed)
-        trainer.run(step, lambda: figures_of(family, config, valid))
+        crops = crops_of(stage, photos, config.seed)
+        trainer.run(step, crops, lambda: figures_of(family, config, valid))
     family.quantizer.codebook.copy_(F.normalize(family.quantizer.codebook, dim=1))
     family.flow.place(None)
 
@@ -93,7 +101,7 @@ def train_refine(
     photos: Photos,
     valid: list[Tensor],
     out: Path,
-    features: FeatureNetwork,
+    features: Features,
 ) -> None:
     """Flow and decoder, by the 1-step and the 2-step decode of tokens that do not change.
 
@@ -103,7 +111,7 @@ def train_refine(
     stage = config.train["refine"]
     flow, decoder = family.flow, family.vae.decoder
     device = next(flow.parameters()).device
-    discriminator = Discriminator(CHANNELS, stage.discriminator_widths)
+    discriminator = Discriminator(features.channels, stage.discriminator_width)
     discriminator.to(device, memory_format=torch.channels_last)
     freeze(family.hyper)
     freeze(family.quantizer)
@@ -123,8 +131,7 @@ def train_refine(
         save_every=_SAVE_EVERY,
     )
 
-    def step(index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        images = photos.crops(rng, stage.batch, stage.crop, stage.synthetic_share).to(device)
+    def step(index: int, images: Tensor, rng: np.random.Generator) -> tuple[Tensor, Figures]:
         place_at_random(family, config, stage, rng)
         start = 0.5 if rng.random() < stage.half_way_share else float(rng.uniform(0.2, 0.85))
         with precision(device):
@@ -155,18 +162,35 @@ def train_refine(
             + judging
         )
         figures = {
-            "psnr_db": float(psnr(faithful.detach(), originals)),
-            "few_psnr_db": float(psnr(made.detach(), images)),
-            "features": float(distance.detach()),
-            "generator": float(judged.detach()),
-            "discriminator": float(judging.detach()),
+            "psnr_db": psnr(faithful, originals),
+            "few_psnr_db": psnr(made, images),
+            "features": distance,
+            "generator": judged,
+            "discriminator": judging,
         }
         return loss, figures
 
     if not trainer.finished():
-        trainer.run(step, lambda: figures_of(family, config, valid))
+        crops = crops_of(stage, photos, config.seed)
+        trainer.run(step, crops, lambda: figures_of(family, config, valid))
     flow.place(None)
     freeze(trained)
+
+
+def rate(
+    family: Family, codes: Tensor, tokens: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Cost of tokens (B,h,w) under the entropy model, in nats a token, twice: both scalars.
+
+    The first moves the codes (B,h,w,D) towards tokens that the model expects, each taken as a draw
+    among the nearest; the second is the model's own loss on the tokens as they are.
+    """
+    masked = masked_at_random(rng, tokens, family.mim.mask_id)
+    hidden = masked == family.mim.mask_id
+    logits = family.mim(masked)[hidden].float()
+    near = torch.softmax(family.quantizer.cosines(codes[hidden]) / _NEARNESS, dim=-1)
+    price = -(near * F.log_softmax(logits.detach(), dim=-1)).sum(-1).mean()
+    return price, F.cross_entropy(logits, tokens[hidden])
 
 
 def place_at_random(
@@ -187,9 +211,7 @@ def count_usage(family: Family, photos: Photos, stage: StageConfig, seed: int) -
     if bool(quantizer.usage.any()):
         return
     device = quantizer.usage.device
-    rng = np.random.default_rng(seed)
-    for _ in range(_COUNTED):
-        images = photos.crops(rng, stage.batch, stage.crop, stage.synthetic_share).to(device)
+    for images in crops_of(stage, photos, seed).batches(range(_COUNTED), device):
         with precision(device):
             codes = quantizer.codes(family.hyper(family.vae.encode(images)))
         counts = torch.bincount(quantizer.nearest(codes).flatten(), minlength=quantizer.size)

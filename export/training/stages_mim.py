@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from percoedge.export.config import Config, StageConfig
 from percoedge.export.models.mim import Mim
 from percoedge.export.models.percov2.family import Family
 from percoedge.export.models.precision import precision
-from percoedge.export.training.data import Photos, image_tensor
-from percoedge.export.training.trainer import Trainer
+from percoedge.export.training.data import Crops, Photos
+from percoedge.export.training.trainer import Figures, Trainer
 
 
 def random_masks(rng: np.random.Generator, batch: int, size: int) -> np.ndarray:
@@ -55,95 +56,70 @@ def schedule_bits(mim: Mim, grids: list[Tensor], name: str) -> float:
 
 
 @dataclass(frozen=True)
-class TokenPhotos:
-    """Token grids int64 (h,w) of the training photos, their weights for drawing, and others."""
+class Tokens:
+    """Where the entropy model's tokens come from: the frozen encoding side, and other photos."""
 
-    grids: list[Tensor]
-    weights: np.ndarray
-    valid: list[Tensor]
+    family: Family
+    photos: Photos
+    valid: list[Tensor]  # images (1,3,H,W)
 
-
-@torch.no_grad()
-def token_photos(family: Family, stride: int, photos: Photos, valid: list[Tensor]) -> TokenPhotos:
-    """Tokens of all photos, of their mirror images, and of the validation images (1,3,H,W).
-
-    ``stride``: pixels per token, each way.
-    """
-    device = valid[0].device
-
-    def tokens_of(images: Tensor) -> Tensor:
-        with precision(device):
-            codes = family.quantizer.codes(family.hyper(family.vae.encode(images.to(device))))
-        return family.quantizer.nearest(codes)
-
-    grids: list[Tensor] = []
-    for pixels in photos.images:
-        height, width = (side // stride * stride for side in pixels.shape[:2])
-        both = np.stack([pixels[:height, :width], pixels[:height, :width][:, ::-1]])
-        grids += tokens_of(image_tensor(both))
-    valid_grids = [tokens_of(image)[0] for image in valid]
-    return TokenPhotos(grids, np.repeat(photos.weights, 2) / 2, valid_grids)
+    @torch.no_grad()
+    def of(self, images: Tensor) -> Tensor:
+        """Tokens int64 (B,h,w) of images (B,3,H,W)."""
+        with precision(images.device):
+            codes = self.family.quantizer.codes(self.family.hyper(self.family.vae.encode(images)))
+        return self.family.quantizer.nearest(codes)
 
 
 def fit_mim(
-    mim: Mim, name: str, stage: StageConfig, tokens: TokenPhotos, out: Path, seed: int
+    mim: Mim, name: str, config: Config, stage: StageConfig, tokens: Tokens, out: Path, seed: int
 ) -> None:
     """Train in the mode that ``mim.exact`` says, as stage ``name``; a finished one is loaded."""
     device = next(mim.parameters()).device
     trainer = Trainer(name, mim, stage, out, seed)
 
-    def step(index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        target, masked = masked_crops(rng, tokens, stage.batch, stage.crop, mim.mask_id)
+    def step(index: int, images: Tensor, rng: np.random.Generator) -> tuple[Tensor, Figures]:
+        target = tokens.of(images)
+        masked = masked_at_random(rng, target, mim.mask_id)
         hidden = masked == mim.mask_id
         with torch.autocast(device.type, torch.bfloat16, enabled=not mim.exact):
             logits = mim(masked)[hidden].float()
         loss = F.cross_entropy(logits, target[hidden])
-        return loss, {"bits": float(loss.detach()) / np.log(2)}
+        return loss, {"bits": loss / math.log(2)}
 
     def validate() -> dict[str, float]:
-        return {name: round(schedule_bits(mim, tokens.valid, name), 4) for name in SCHEDULES[1:]}
+        grids = [tokens.of(image)[0] for image in tokens.valid]
+        return {name: round(schedule_bits(mim, grids, name), 4) for name in SCHEDULES[1:]}
 
     if not trainer.finished():
-        trainer.run(step, validate)
+        trainer.run(step, token_crops(config, stage, tokens.photos, seed), validate)
+
+
+def token_crops(config: Config, stage: StageConfig, photos: Photos, seed: int) -> Crops:
+    """Crops of as many pixels as the stage's crops of tokens are made of."""
+    return Crops(photos, stage.batch, stage.crop * config.codec.stride, seed)
 
 
 def train_mim(
-    family: Family,
-    config: Config,
-    photos: Photos,
-    valid: list[Tensor],
-    out: Path,
-    again: bool = False,
+    family: Family, config: Config, photos: Photos, valid: list[Tensor], out: Path
 ) -> None:
-    """Float training, calibration of the scales, then quantisation-aware training.
-
-    ``again``: the model has been trained on other tokens of the same codebook before; it goes on
-    from there, in the stage ``mim_again``.
-    """
+    """Float training, calibration of the scales, then quantisation-aware training."""
     mim = family.mim
     mim.exact = False
-    name = "mim_again" if again else "mim"
-    if not again:
-        mim.start_from(family.quantizer.codebook)
-    tokens = token_photos(family, config.codec.stride, photos, valid)
-    fit_mim(mim, name, config.train[name], tokens, out, config.seed)
+    tokens = Tokens(family, photos, valid)
+    fit_mim(mim, "mim", config, config.train["mim"], tokens, out, config.seed)
+    stage = config.train["mim_exact"]
     if not (out / "mim_exact.pt").exists():
         rng = np.random.default_rng(config.seed)
-        size = config.train["mim_exact"].crop
-        mim.calibrate(masked_crops(rng, tokens, 128, size, mim.mask_id)[1])
+        device = next(mim.parameters()).device
+        batches = token_crops(config, stage, photos, config.seed).batches(range(8), device)
+        masked = [masked_at_random(rng, tokens.of(images), mim.mask_id) for images in batches]
+        mim.calibrate(torch.cat(masked))
     mim.exact = True
-    fit_mim(mim, "mim_exact", config.train["mim_exact"], tokens, out, config.seed + 1)
+    fit_mim(mim, "mim_exact", config, stage, tokens, out, config.seed + 1)
 
 
-def masked_crops(
-    rng: np.random.Generator, tokens: TokenPhotos, batch: int, size: int, mask_id: int
-) -> tuple[Tensor, Tensor]:
-    """Random crops of token grids and the same with masked cells: int64 (batch,size,size) both."""
-    crops = []
-    for index in rng.choice(len(tokens.grids), batch, p=tokens.weights):
-        grid = tokens.grids[index]
-        top, left = (int(rng.integers(side - size + 1)) for side in grid.shape)
-        crops.append(grid[top : top + size, left : left + size])
-    target = torch.stack(crops)
-    masks = torch.from_numpy(random_masks(rng, batch, size)).to(target.device)
-    return target, target.masked_fill(masks, mask_id)
+def masked_at_random(rng: np.random.Generator, tokens: Tensor, mask_id: int) -> Tensor:
+    """Square grids int64 (B,size,size) with cells masked as random_masks says."""
+    masks = torch.from_numpy(random_masks(rng, *tokens.shape[:2])).to(tokens.device)
+    return tokens.masked_fill(masks, mask_id)

@@ -21,8 +21,10 @@ from tqdm import tqdm
 
 from percoedge.errors import UsageError
 from percoedge.export.config import StageConfig
+from percoedge.export.training.data import Crops
 
-Step = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, float]]]
+Figures = dict[str, Tensor]
+Step = Callable[[int, Tensor, np.random.Generator], tuple[Tensor, Figures]]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -118,7 +120,13 @@ class Trainer:
             for decay, vectors in ((stage.weight_decay, False), (0.0, True)):
                 chosen = [p for p in parameters if (p.ndim < 2) == vectors]
                 groups.append({"params": chosen, "weight_decay": decay, "factor": factor})
-        self.optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=(stage.momentum, 0.98))
+        self._device = trained[0].device
+        self.optimizer = torch.optim.AdamW(
+            groups,
+            lr=stage.lr,
+            betas=(stage.momentum, 0.98),
+            fused=self._device.type == "cuda",
+        )
         self.averaged = {
             key: value.detach().clone().float() for key, value in module.state_dict().items()
         }
@@ -136,8 +144,7 @@ class Trainer:
     def _resume(self) -> int:
         if not self.checkpoint.exists():
             return 0
-        device = next(self.module.parameters()).device
-        state = torch.load(self.checkpoint, map_location=device, weights_only=True)
+        state = torch.load(self.checkpoint, map_location=self._device, weights_only=True)
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.averaged = {key: value.float() for key, value in state["ema"].items()}
@@ -169,39 +176,48 @@ class Trainer:
                 self.averaged[key].copy_(value)
 
     def run(
-        self, step_function: Step, validate: Callable[[], dict[str, float]] | None = None
+        self,
+        step_function: Step,
+        crops: Crops,
+        validate: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        """Train to the end; ``step_function(step, rng)`` gives the loss and figures to log."""
+        """Train to the end on ``crops``.
+
+        ``step_function(step, images, rng)`` gives the loss and figures to log, all of them scalars;
+        ``images`` are float32 (B,3,H,W) in [-1,1].
+        """
         self.module.train()
         start = self._resume()
         loss_of: nn.Module = _Step(self.module, step_function)
         if self._processes > 1:
             loss_of = DistributedDataParallel(loss_of)
-        sums: dict[str, float] = {}
+        sums: Figures = {}
         began = time.time()
         steps = range(start, self.stage.steps)
+        crops.rank = self._rank
+        batches = crops.batches(steps, self._device)
         bar = tqdm(steps, initial=start, total=self.stage.steps, disable=self._rank > 0)
         bar.set_description(self.name)
-        for step in bar:
+        for step, images in zip(bar, batches, strict=True):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.stage, step) * group["factor"]
             # the first process draws what one alone would
             rng = np.random.default_rng((self.seed, step, self._rank)[: 3 if self._rank else 2])
             torch.manual_seed((self.seed + 7919 * self._rank) * 1_000_003 + step)
-            loss, figures = loss_of(step, rng)
+            loss, figures = loss_of(step, images, rng)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norms = [nn.utils.clip_grad_norm_(group, 1.0) for group in self._clipped]
-            if all(map(torch.isfinite, norms)):
+            if bool(torch.isfinite(torch.stack(norms)).all()):
                 self.optimizer.step()
                 self._average(step)
             else:
-                figures["skipped"] = 1.0
-            for key, value in {"loss": float(loss.detach()), **figures}.items():
-                sums[key] = sums.get(key, 0.0) + value
+                figures["skipped"] = torch.ones(())
+            for key, value in {"loss": loss, **figures}.items():
+                sums[key] = sums.get(key, 0.0) + value.detach()
             done = step + 1
             if done % self.log_every == 0:
-                means = {key: round(v / self.log_every, 5) for key, v in sums.items()}
+                means = {key: round(float(v) / self.log_every, 5) for key, v in sums.items()}
                 self._write({"step": done, "seconds": round(time.time() - began, 1), **means})
                 bar.set_postfix(means)
                 sums = {}
@@ -233,5 +249,7 @@ class _Step(nn.Module):
         super().__init__()
         self.trained, self._step = trained, step
 
-    def forward(self, index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        return self._step(index, rng)
+    def forward(
+        self, index: int, images: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, Figures]:
+        return self._step(index, images, rng)

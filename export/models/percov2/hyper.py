@@ -112,10 +112,14 @@ class VectorQuantizer(nn.Module):
             projected = self.spread(F.conv2d(features.float(), self.project_in.weight.float()))
             return F.normalize(projected.permute(0, 2, 3, 1), dim=-1)
 
-    def nearest(self, codes: Tensor) -> Tensor:
-        """Tokens int64 (B,h,w): index of the largest cosine, in float32."""
+    def cosines(self, codes: Tensor) -> Tensor:
+        """Codes (...,D) with the whole codebook: (...,K), in float32."""
         with torch.autocast(codes.device.type, enabled=False):
-            return (codes @ self.codebook.t()).argmax(dim=-1)
+            return codes @ self.codebook.t()
+
+    def nearest(self, codes: Tensor) -> Tensor:
+        """Tokens int64 (B,h,w): index of the largest cosine."""
+        return self.cosines(codes).argmax(dim=-1)
 
     def table(self) -> Tensor:
         """z_l of every token and of "no token": (K+1, channels)."""
@@ -128,7 +132,10 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """z_l (B,channels,h,w) with gradients, and tokens (B,h,w)."""
-        codes = self.codes(features)
+        return self.quantize(self.codes(features))
+
+    def quantize(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from codes (B,h,w,D)."""
         tokens = self.nearest(codes)
         chosen = self.codebook[tokens]
         if self.training:

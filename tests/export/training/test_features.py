@@ -14,13 +14,25 @@ from percoedge.export.training.discriminator import (
     generator_loss,
 )
 from percoedge.export.training.features import (
-    CHANNELS,
     STRIDES,
     FeatureNetwork,
+    Features,
     feature_distance,
     shifted,
 )
 from percoedge.export.training.synthetic import synthetic_crop
+
+_CHANNELS = (16, 24, 40, 112, 320)
+
+
+def test_features_of_several_networks_follow_one_another() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    networks = Features(pretrained=False)
+    image = torch.rand(1, 3, 32, 32)
+    found = networks(image)
+    assert [x.shape[1] for x in found] == networks.channels == [*_CHANNELS, *_CHANNELS]
+    assert not torch.equal(found[0], found[len(_CHANNELS)])
+    assert float(feature_distance([-x for x in found], found)) <= 18
 
 
 def test_features_have_the_strides_and_channels_that_are_named() -> None:
@@ -29,7 +41,7 @@ def test_features_have_the_strides_and_channels_that_are_named() -> None:
     image = torch.rand(2, 3, 64, 96).requires_grad_(True)
     found = network(image)
     sizes = [tuple(f.shape) for f in found]
-    wanted = [(2, c, 64 // s, 96 // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+    wanted = [(2, c, 64 // s, 96 // s) for c, s in zip(network.channels, STRIDES, strict=True)]
     assert sizes == wanted
     assert not network.training
     found[-1].sum().backward()
@@ -44,10 +56,10 @@ def test_a_missing_package_is_named() -> None:
 
 def test_the_distance_is_of_directions() -> None:
     generator = torch.Generator().manual_seed(0)
-    ours = [torch.randn(1, c, 4, 4, generator=generator) for c in CHANNELS]
+    ours = [torch.randn(1, c, 4, 4, generator=generator) for c in _CHANNELS]
     assert float(feature_distance(ours, ours)) == 0
     assert float(feature_distance([3 * x for x in ours], ours)) < 1e-5
-    assert float(feature_distance([-x for x in ours], ours)) == pytest.approx(14, rel=1e-2)
+    assert float(feature_distance([-x for x in ours], ours)) == pytest.approx(18, rel=1e-2)
 
 
 def test_images_are_shifted_together_by_a_pixel_or_none() -> None:
@@ -63,7 +75,7 @@ def test_images_are_shifted_together_by_a_pixel_or_none() -> None:
 
 def test_judges_learn_to_tell_and_are_constants_to_the_generator() -> None:
     torch.manual_seed(0)
-    judge = Discriminator((3, 5), (4, 4))
+    judge = Discriminator((3, 5), 4)
     real = [torch.randn(2, 3, 8, 8) + 1, torch.randn(2, 5, 4, 4)]
     made = [(torch.randn(2, 3, 8, 8) - 1).requires_grad_(True), torch.randn(2, 5, 4, 4)]
     optimizer = torch.optim.Adam(judge.parameters(), lr=1e-2)

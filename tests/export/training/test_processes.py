@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from percoedge.errors import UsageError
 from percoedge.export.config import StageConfig
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 from percoedge.export.config import HyperConfig, StageConfig
 from percoedge.export.models.percov2.hyper import VectorQuantizer
+from percoedge.export.training.data import Crops, Photos
 from percoedge.export.training.trainer import Trainer, joined_processes, place_among_processes
 
 out = Path(sys.argv[1])
@@ -38,13 +40,15 @@ with joined_processes():
     stage = StageConfig(steps=6, batch=4, crop=8, lr=1e-2, warmup=2, ema=0.5)
     trainer = Trainer("toy", module, stage, out, seed=3, log_every=2)
 
-    def step(index, rng):
+    crops = Crops(Photos(out.parent / "photos"), 1, 8, seed=0)
+
+    def step(index, drawn, rng):
         images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(index))
         mine = images[rank :: count]
         z, _ = module["codes"](module["line"](mine))
         return (z - mine[:, :2]).square().mean(), {}
 
-    trainer.run(step, lambda: {})
+    trainer.run(step, crops, lambda: {})
     torch.save(module.state_dict(), out / f"{count}-{rank}.pt")
 """
 
@@ -52,6 +56,8 @@ with joined_processes():
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     script = tmp_path / "toy.py"
     script.write_text(SCRIPT)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "black.png")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     alone, together = tmp_path / "alone", tmp_path / "together"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

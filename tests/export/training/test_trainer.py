@@ -12,10 +12,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from percoedge.export.config import StageConfig, load_config
-from percoedge.export.training.data import Photos
-from percoedge.export.training.trainer import Trainer, learning_rate
+from percoedge.export.training.data import Crops, Photos, image_tensor
+from percoedge.export.training.trainer import Figures, Trainer, learning_rate
 
 STAGE = StageConfig(steps=20, batch=4, crop=8, lr=1e-2, warmup=5, ema=0.9)
+
+
+def crops(folder: Path) -> Crops:
+    """Crops of 8x8 of two photos that are drawn into the folder."""
+    photos = folder / "photos"
+    photos.mkdir(exist_ok=True)
+    rng = np.random.default_rng(1)
+    for number in range(2):
+        pixels = rng.integers(0, 256, (12, 12, 3), np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number}.png")
+    return Crops(Photos(photos), STAGE.batch, STAGE.crop, seed=3)
 
 
 def trained(out: Path, stop_after: int | None = None) -> nn.Linear:
@@ -24,15 +35,15 @@ def trained(out: Path, stop_after: int | None = None) -> nn.Linear:
     module = nn.Linear(1, 1)
     trainer = Trainer("line", module, STAGE, out, seed=3, save_every=5, log_every=5)
 
-    def step(index: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def step(index: int, images: Tensor, rng: np.random.Generator) -> tuple[Tensor, Figures]:
         if index == stop_after:
             raise KeyboardInterrupt
-        x = torch.from_numpy(rng.standard_normal((4, 1))).float()
+        x = images[:, 0, 0, :1] + torch.from_numpy(rng.standard_normal((4, 1))).float()
         loss = (module(x) - 2 * x - 1).square().mean()
-        return loss, {"noise": float(torch.rand(()))}
+        return loss, {"noise": torch.rand(())}
 
     if not trainer.finished():
-        trainer.run(step, lambda: {"score": 1.0})
+        trainer.run(step, crops(out), lambda: {"score": 1.0})
     return module
 
 
@@ -66,7 +77,7 @@ def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
     module = nn.Linear(1, 1)
     before = module.weight.detach().clone()
     trainer = Trainer("nan", module, STAGE, tmp_path, seed=0)
-    trainer.run(lambda index, rng: (module.weight.sum() * float("nan"), {}))
+    trainer.run(lambda *_: (module.weight.sum() * float("nan"), {}), crops(tmp_path))
     torch.testing.assert_close(module.weight, before)
 
 
@@ -84,11 +95,20 @@ def test_photos_are_cropped_reproducibly(tmp_path: Path) -> None:
         pixels = rng.integers(0, 256, (40, 60, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     photos = Photos(tmp_path)
-    first = photos.crops(np.random.default_rng(5), 4, 16)
-    again = photos.crops(np.random.default_rng(5), 4, 16)
+    drawn = Crops(photos, 4, 16, seed=5)
+    cpu = torch.device("cpu")
+    first, second = drawn.batches(range(2), cpu)
+    (again,) = drawn.batches(range(1, 2), cpu)
     assert first.shape == (4, 3, 16, 16)
     assert first.min() >= -1 and first.max() <= 1
-    torch.testing.assert_close(first, again, atol=0, rtol=0)
+    torch.testing.assert_close(second, again, atol=0, rtol=0)
+    assert not torch.equal(first, second)
+    # whoever draws them
+    loader = torch.utils.data.DataLoader(drawn, None, sampler=range(1, 2), num_workers=1)
+    torch.testing.assert_close(image_tensor(next(iter(loader))), again, atol=0, rtol=0)
+    drawn.rank = 1
+    (other,) = drawn.batches(range(1), cpu)
+    assert not torch.equal(first, other)
 
 
 def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
@@ -109,7 +129,7 @@ def test_made_up_crops_take_their_share(tmp_path: Path) -> None:
     photos = Photos(tmp_path)
     plain = photos.crops(np.random.default_rng(0), 1, 32)
     drawn = photos.crops(np.random.default_rng(0), 200, 32, synthetic_share=0.3)
-    made_up = sum(not torch.equal(crop, plain[0]) for crop in drawn)
+    made_up = sum(not np.array_equal(crop, plain[0]) for crop in drawn)
     assert 30 < made_up < 90
 
 
