@@ -231,7 +231,8 @@ class Trainer:
             state[key].copy_(value)
         self.module.eval()
         if validate is not None:
-            with torch.no_grad():
+            # other shapes than in training: not worth compiling for
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 line = {"step": self.stage.steps, "validation": validate()}
             self._write(line)
 
