@@ -7,9 +7,10 @@ results are copied out: what was handed out is never overwritten.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -19,13 +20,26 @@ from numpy.typing import DTypeLike, NDArray
 from percoedge.engines.contract import Buffer, TensorSpec, check_tensors
 from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Gpu, Mark
 from percoedge.engines.tensorrt.library import Library, log_to
+from percoedge.errors import BackendError
 
-__all__ = ["Binding", "TensorRtBuffer", "Device"]
+__all__ = ["Binding", "Captures", "Device", "TensorRtBuffer"]
 
 _ALIGNMENT = 256
 # Names in traces of the GPU.
 _TO_DEVICE, _TO_HOST = "host to device", "device to host"
 _ON_DEVICE, _COMPUTE = "device to device", "compute"
+
+
+@dataclass
+class Captures:
+    """How many runs there were, how many of them launched a captured graph, and why others did not.
+
+    ``refusals``: each reason once, by graph, why its work could not be captured.
+    """
+
+    runs: int = 0
+    launches: int = 0
+    refusals: dict[str, str] = field(default_factory=dict)
 
 
 class Device:
@@ -38,6 +52,7 @@ class Device:
         self.gpu = gpu
         self.library = library
         self.lock = threading.RLock()
+        self.captures = Captures()
         self._scratch: DeviceMemory | None = None
         self._engines = 0
 
@@ -57,7 +72,8 @@ class Device:
         self._engines -= 1
         if not self._engines:
             self._free_scratch()
-        self.gpu.trim()
+        with contextlib.suppress(BackendError):  # of a lost GPU, which gives nothing back
+            self.gpu.trim()
 
     def _free_scratch(self) -> None:
         if self._scratch is not None:
@@ -197,8 +213,14 @@ class Binding:
             self._context.set_device_memory(scratch.address, scratch.size_bytes)
             self._scratch, self._runs = scratch, 0
         if self._graph is None and self._captures and self._runs:
-            self._graph = self._gpu.capture(self._enqueue)
-            self._captures = self._graph is not None
+            captured = self._gpu.capture(self._enqueue)
+            if isinstance(captured, str):
+                self._captures = False
+                self._device.captures.refusals[self._where] = captured
+            else:
+                self._graph = captured
+        self._device.captures.runs += 1
+        self._device.captures.launches += self._graph is not None
         with self._gpu.timed(_COMPUTE):
             if self._graph is not None:
                 self._graph.launch()
