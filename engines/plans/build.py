@@ -229,10 +229,15 @@ def _configure(
     config.clear_flag(trt.BuilderFlag.TF32)
     if workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: as contexts are made
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if targets:
         config.num_compute_capabilities = len(targets)
         for index, sm in enumerate(targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
+    elif supported_targets(library):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
     return tuple(
         name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)
     )

@@ -19,6 +19,7 @@ from msgspec import Meta
 from percoedge.engines.plans.profiles import Profile
 
 __all__ = [
+    "DISCRETE_BATCHES",
     "BuildRequest",
     "PlanRecord",
     "decode_record",
@@ -33,6 +34,13 @@ _Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]*\Z", max_length=64)]
 _Version = Annotated[str, Meta(pattern=r"^[0-9A-Za-z.+_-]+\Z", max_length=64)]
 
 
+DISCRETE_BATCHES = (1, 8)
+"""What is built for unless somebody asks for more: fastest at 1 image, and up to 8 together.
+
+A GPU that shares its memory with the host gets 1.
+"""
+
+
 class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``percoedge build`` was asked for: enough to ask for it again.
 
@@ -42,7 +50,7 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     bundle: str = "BUNDLE"
     sizes: tuple[tuple[int, int], ...] = ()
-    batches: tuple[int, ...] = (1,)
+    batches: tuple[int, ...] = DISCRETE_BATCHES
     workspace_mib: int | None = None
 
 
@@ -102,7 +110,7 @@ def rebuild_command(
         words += ["--sm", ",".join(map(str, targets))]
     if request.sizes:
         words += ["--sizes", ",".join(f"{width}x{height}" for width, height in request.sizes)]
-    if request.batches != (1,):
+    if request.batches != DISCRETE_BATCHES:
         words += ["--batch", ",".join(map(str, request.batches))]
     if request.workspace_mib is not None:
         words += ["--workspace", str(request.workspace_mib)]

@@ -11,7 +11,7 @@ from typing import Any
 from percoedge.engines.contract import Graph
 from percoedge.engines.plans.cache import PlanCache
 from percoedge.engines.plans.record import PlanRecord, rebuild_command
-from percoedge.engines.tensorrt.binding import Device
+from percoedge.engines.tensorrt.binding import Captures, Device
 from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.engines.tensorrt.engine import TensorRtEngine
 from percoedge.engines.tensorrt.library import LIBRARIES, find_library, log_to, supported_targets
@@ -80,6 +80,11 @@ class TensorRtBackend:
         engine = self._deserialize(device, record, refusal)
         specs = (graph.inputs, graph.outputs)
         return TensorRtEngine(device, engine, self.cache, record, specs)
+
+    @property
+    def captures(self) -> Captures | None:
+        """What was captured as CUDA graphs so far; None for TensorRT-RTX: it does that itself."""
+        return None if self.name == "tensorrt-rtx" else self._open().captures
 
     def trace(self) -> AbstractContextManager[dict[str, float]]:
         """What the GPU's time goes to in this backend's calls; see ``Gpu.trace``."""

@@ -38,6 +38,7 @@ class TensorRtEngine:
         specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
     ) -> None:
         self.inputs, self.outputs = specs
+        self.max_batch = record.profile.ranges["n"][2] if "n" in record.profile.ranges else None
         self._names = tuple(spec.name for spec in self.inputs)
         self._record = record
         self._where = f"graph {record.kind!r} ({record.precision}, {record.library})"
