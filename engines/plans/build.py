@@ -31,6 +31,7 @@ __all__ = [
     "build_plan",
     "check_targets",
     "stage_graph",
+    "writes_streams",
 ]
 
 Progress = Callable[[float, str], None]
@@ -156,6 +157,11 @@ def build_plan(
     return BuiltPlan(flags, memory.get("Activation"), memory.get("Weights"))
 
 
+def writes_streams(library: Library) -> bool:
+    """Whether the library writes a plan as it makes it; 10.3 holds all of it in memory first."""
+    return hasattr(library.module.Builder, "build_serialized_network_to_stream")
+
+
 class _Messages:
     """Writes the builder's messages down, and keeps what a caller must hear of."""
 
@@ -247,7 +253,7 @@ def _write_plan(library: Library, builder: Any, network: Any, config: Any, path:
     """Build into a file; False when the library refuses. Raises OutputError."""
     try:
         with path.open("wb") as file:
-            if not hasattr(builder, "build_serialized_network_to_stream"):  # 10.3
+            if not writes_streams(library):  # 10.3
                 plan = builder.build_serialized_network(network, config)
                 if plan is not None:
                     file.write(plan)

@@ -58,17 +58,19 @@ class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """The manifest of one engine file.
 
     ``precision``: variant of the graph ("fp16"), to which it is strongly typed. ``targets``:
-    compute capabilities (SM 8.9 is 89). ``flags``: names of the builder's flags that were set.
+    compute capabilities (SM 8.9 is 89). ``device``: the only model of GPU that it is for, None for
+    all of these targets. ``flags``: names of the builder's flags that were set.
     ``driver``: of the GPU at build, None where there was none. ``built``: time in UTC.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     kind: _Name
     precision: _Name
     graph_sha256: _Digest
     library: _Name
     version: _Version
     targets: Annotated[tuple[int, ...], Meta(min_length=1)]
+    device: str | None
     profile: Profile
     flags: tuple[str, ...]
     driver: str | None

@@ -7,8 +7,10 @@ results are copied out: what was handed out is never overwritten.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from percoedge.engines.contract import Buffer, TensorSpec, check_tensors
+from percoedge.engines.contract import Buffer, Engine, TensorSpec, check_tensors
 from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Gpu, Mark
 from percoedge.engines.tensorrt.library import Library, log_to
 from percoedge.errors import BackendError
@@ -45,6 +47,7 @@ class Captures:
 class Device:
     """What the engines of one backend share: GPU, library, a lock, and memory for activations.
 
+    ``runtime``: the library's, None before the first engine.
     One graph runs at a time, so one block of memory serves all of them.
     """
 
@@ -53,8 +56,11 @@ class Device:
         self.library = library
         self.lock = threading.RLock()
         self.captures = Captures()
+        self.runtime: Any = None
         self._scratch: DeviceMemory | None = None
-        self._engines = 0
+        self._engines: weakref.WeakSet[Any] = weakref.WeakSet()
+        # Libraries that are taken apart in no order at the end of the process may crash it.
+        atexit.register(_close, weakref.ref(self))
 
     def scratch(self, size_bytes: int) -> DeviceMemory:
         """Memory of at least this size; the same as before unless that was too small."""
@@ -63,22 +69,34 @@ class Device:
             self._scratch = self.gpu.allocate(size_bytes)
         return self._scratch
 
-    def join(self) -> None:
-        """An engine was loaded."""
-        self._engines += 1
+    def join(self, engine: Engine) -> None:
+        """An engine was loaded; it is closed at the end of the process at the latest."""
+        self._engines.add(engine)
 
-    def leave(self) -> None:
+    def leave(self, engine: Engine) -> None:
         """An engine was closed; the last one takes the shared memory with it."""
-        self._engines -= 1
+        self._engines.discard(engine)
         if not self._engines:
             self._free_scratch()
         with contextlib.suppress(BackendError):  # of a lost GPU, which gives nothing back
             self.gpu.trim()
 
+    def close(self) -> None:
+        """Close the engines that are still open, then the library's runtime."""
+        for engine in list(self._engines):
+            engine.close()
+        self.runtime = None
+
     def _free_scratch(self) -> None:
         if self._scratch is not None:
             self._scratch.free()
             self._scratch = None
+
+
+def _close(device: weakref.ref[Device]) -> None:
+    found = device()
+    if found is not None:
+        found.close()
 
 
 @dataclass(frozen=True)

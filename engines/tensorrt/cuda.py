@@ -33,7 +33,8 @@ _KEEP_ALL = (1 << 64) - 1
 class Gpu:
     """The first GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses), with one stream of its own.
 
-    ``name``; ``sm``: compute capability, 89 for 8.9; ``multiprocessors``: how many; ``integrated``:
+    ``name``; ``sm``: compute capability, 89 for 8.9; ``model``: name and number of multiprocessors,
+    "Orin, 8 multiprocessors", for boards of one name and one SM differ in that; ``integrated``:
     whether its memory is that of the host; ``cuda_version``: newest CUDA that the driver knows,
     "13.0"; ``stream``: the stream's handle as an integer. Raises BackendError when there is no
     driver, no GPU or no cuda.core.
@@ -55,7 +56,7 @@ class Gpu:
             major, minor = device.compute_capability
             self.name, self.sm = str(device.name), 10 * major + minor
             properties = device.properties
-            self.multiprocessors = int(properties.multiprocessor_count)
+            self.model = f"{self.name}, {properties.multiprocessor_count} multiprocessors"
             self.integrated = bool(properties.integrated)
             version = self._driver("cuDriverGetVersion")[0]
             self.cuda_version = f"{version // 1000}.{version % 1000 // 10}"

@@ -25,6 +25,7 @@ from percoedge.engines.plans.build import (
     build_plan,
     check_targets,
     stage_graph,
+    writes_streams,
 )
 from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache
 from percoedge.engines.plans.profiles import Profile, profile_for
@@ -63,6 +64,12 @@ class _Job:
     def driver(self) -> str | None:
         """Newest CUDA that the driver knows; None without a GPU."""
         return None if self.gpu is None else self.gpu.cuda_version
+
+    @property
+    def model(self) -> str | None:
+        """The only model of GPU that it is built for; TensorRT-RTX compiles where it runs."""
+        timed = self.gpu is not None and not supported_targets(self.library)
+        return self.gpu.model if self.gpu is not None and timed else None
 
     @property
     def ahead(self) -> tuple[int, ...]:
@@ -173,7 +180,8 @@ def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> 
     """Build and keep one engine file; returns its row of the report."""
     began = time.perf_counter()
     file_bytes = job.bundle.size_bytes([kind], _VARIANT)
-    memory.require(memory.build_bytes(file_bytes), f"building graph {kind!r}")
+    needed_bytes = memory.build_bytes(file_bytes, streams=writes_streams(job.library))
+    memory.require(needed_bytes, f"building graph {kind!r}")
     with job.cache.scratch() as folder:
         # no name for the source: the builder maps its files, and its bytes can go
         graph = stage_graph(job.bundle.read(kind, _VARIANT), folder)
@@ -202,6 +210,7 @@ def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> 
             library=job.library,
             targets=job.targets,
             profile=profile,
+            device=job.model,
             flags=built.flags,
             driver=job.driver,
             request=job.request,
