@@ -43,6 +43,11 @@ class Captures:
     launches: int = 0
     refusals: dict[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        parts = [f"captured {self.launches} of {self.runs} runs"]
+        parts += [f"{where} cannot be captured: {why}" for where, why in self.refusals.items()]
+        return "; ".join(parts)
+
 
 class Device:
     """What the engines of one backend share: GPU, library, a lock, and memory for activations.

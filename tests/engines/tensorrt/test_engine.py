@@ -264,6 +264,8 @@ class TestCudaGraphs:
         assert captures is not None and (captures.runs, captures.launches) == (4, 0)
         ((where, reason),) = captures.refusals.items()
         assert where.startswith("graph 'flow'") and "CAPTURE_INVALIDATED" in reason
+        said = "captured 0 of 4 runs; graph 'flow' (fp16, tensorrt) cannot be captured: CUDA_ERROR"
+        assert str(captures).startswith(said)
 
     def test_shared_memory_that_grows_is_captured_anew(
         self, make_place: Callable[..., Place], bundle: Bundle, toy: Any
