@@ -37,7 +37,7 @@ class Recorder:
             self.calls.append((graph.kind, engine, dict(feeds), outputs))
             return outputs
 
-        ends = {"inputs": engine.inputs, "outputs": engine.outputs}
+        ends = {name: getattr(engine, name) for name in ("inputs", "outputs", "max_batch")}
         return SimpleNamespace(run=run, close=engine.close, **ends)
 
 

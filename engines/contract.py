@@ -89,6 +89,11 @@ class Engine(Protocol):
         """Specs of all outputs, in the order of the graph."""
         ...
 
+    @property
+    def max_batch(self) -> int | None:
+        """Largest first axis ("n") of what one run takes; None where only memory limits it."""
+        ...
+
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
         """Run the graph once: one buffer for every input, by name; returns every output.
 

@@ -61,9 +61,11 @@ class FakeEngine:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         function: GraphFunction,
+        max_batch: int | None = None,
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
+        self.max_batch = max_batch
         self.calls: list[FakeCall] = []
         self.buffers: list[FakeBuffer] = []
         self.closed = False
@@ -74,6 +76,8 @@ class FakeEngine:
         if self.closed:
             raise BackendError("fake engine is closed; load it again")
         sizes = check_tensors("fake engine: input", self.inputs, feeds)
+        if self.max_batch is not None and sizes.get("n", 1) > self.max_batch:
+            raise BackendError(f"expected n of at most {self.max_batch}, got {sizes['n']}")
         arrays = {name: _contents(feed).copy() for name, feed in feeds.items()}
         from_device = frozenset(n for n, feed in feeds.items() if not isinstance(feed, np.ndarray))
         self.calls.append(FakeCall(arrays, from_device, on_device))
@@ -103,18 +107,23 @@ class FakeEngine:
 
 @dataclass
 class FakeBackend:
-    """A backend whose engines run ``functions[kind]``; ``engines`` lists those loaded, in order."""
+    """A backend whose engines run ``functions[kind]``; ``engines`` lists those loaded, in order.
+
+    ``max_batch``: that of every engine.
+    """
 
     functions: Mapping[str, GraphFunction]
     name: str = "fake"
     variant: str = "fp32"
+    max_batch: int | None = None
     engines: list[tuple[str, FakeEngine]] = field(default_factory=list)
 
     def load(self, graph: Graph) -> FakeEngine:
         """Make an engine of the graph's kind. Raises BackendError where it has no function."""
         if graph.kind not in self.functions:
             raise BackendError(f"expected a function for graph {graph.kind!r}, got none; add it")
-        engine = FakeEngine(graph.inputs, graph.outputs, self.functions[graph.kind])
+        function = self.functions[graph.kind]
+        engine = FakeEngine(graph.inputs, graph.outputs, function, self.max_batch)
         self.engines.append((graph.kind, engine))
         return engine
 

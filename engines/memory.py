@@ -27,13 +27,14 @@ def load_bytes(file_bytes: int, variant: str) -> int:
     return _SESSION_BYTES + file_bytes * (2 if variant == "fp16" else 5)
 
 
-def build_bytes(file_bytes: int) -> int:
+def build_bytes(file_bytes: int, *, streams: bool = True) -> int:
     """Estimate the peak growth while a graph of ``file_bytes`` is built into a plan of TensorRT.
 
+    ``streams``: whether the plan is written as it is made; else all of it is in memory, too.
     Measured with TensorRT-RTX 1.7: 0.3 GiB and 1.2 times the files, for graphs of up to 1.1 GiB;
     the rest is for larger ones. Pages of mapped files, which the kernel may drop, do not count.
     """
-    return _BUILDER_BYTES + 2 * file_bytes
+    return _BUILDER_BYTES + (2 if streams else 3) * file_bytes
 
 
 def require(needed_bytes: int, purpose: str) -> None:

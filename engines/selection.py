@@ -18,15 +18,12 @@ BACKENDS = (
     "tensorrt",
     "tensorrt-rtx",
     "onnxruntime-cuda",
-    "onnxruntime-rtx",
-    "onnxruntime-tensorrt",
     "onnxruntime-cpu",
 )
 """Names in the order in which "auto" tries them.
 
 TensorRT is taken where every graph of the bundle has a plan that ``percoedge build`` made, and is
-passed over elsewhere. ONNX Runtime's own TensorRT stands behind CUDA although it may run faster:
-its first engine takes minutes to build, and that must be asked for.
+passed over elsewhere.
 """
 
 

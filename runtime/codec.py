@@ -203,8 +203,8 @@ class Codec:
         Images come back in the order of the streams, and are what ``decode`` gives, whatever else
         is in the batch, up to the last bits of floating point; int8 graphs may round these to the
         next of their steps, which the eye does not see (above 40 dB). Memory grows with the batch
-        up to ``BATCH_PIXELS``; beyond, only images and a latent for each are kept. Raises as
-        ``decode`` does, for the first stream that is wrong, before anything is decoded.
+        up to what the engines take at a time; beyond, only images and a latent for each are kept.
+        Raises as ``decode`` does, for the first stream that is wrong, before anything is decoded.
         """
         if isinstance(streams, (str, bytes, bytearray)) or not isinstance(streams, Iterable):
             raise UsageError(f"expected a list of streams, got {shown(streams)}")
@@ -274,14 +274,14 @@ class Codec:
 
     def _images(self, batch: Batch) -> list[Image.Image]:
         tokens = read_tokens(self._engines, batch)
-        conditions = self._text.condition(batch.captions)
-        return render(self._engines, batch, tokens, conditions)
+        condition = self._text.condition(batch.captions)
+        return render(self._engines, batch, tokens, condition)
 
     def _progress(self, batch: Batch) -> Iterator[ProgressiveImage]:
-        conditions = self._text.condition(batch.captions)
+        condition = self._text.condition(batch.captions)
         grids: Iterable[DecodedTokens] = read_progressive(self._engines, batch)
         for grid in list(grids) if self._engines.low_memory else grids:  # one engine at a time
-            image = render(self._engines, batch, grid.tokens[None], conditions)[0]
+            image = render(self._engines, batch, grid.tokens[None], condition)[0]
             yield ProgressiveImage(image, grid.known, grid.tokens.size)
 
     # ---- engines --------------------------------------------------------------------------------

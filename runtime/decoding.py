@@ -16,31 +16,22 @@ from PIL import Image
 from percoedge.bitstream.container import Stream, unpack
 from percoedge.bitstream.schedules import pass_count
 from percoedge.bundles import EARLIER_BUNDLES
-from percoedge.engines.contract import Buffer
+from percoedge.engines.contract import Buffer, Engine
 from percoedge.errors import BundleMismatchError, StreamError
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.entropy import DecodedTokens, entropy_codec
 from percoedge.runtime.flow import decode_latent, noise, sample
 from percoedge.runtime.settings import Settings, schedule_of
-from percoedge.runtime.tiles import grid_of
+from percoedge.runtime.tiles import batch_parts, grid_of, slice_of
 
 __all__ = [
-    "BATCH_PIXELS",
     "Batch",
-    "batch_parts",
     "batches",
     "open_stream",
     "read_progressive",
     "read_tokens",
     "render",
 ]
-
-BATCH_PIXELS = 1024 * 1024
-"""Pixels of a batch that go through a graph together, one image at least.
-
-Four images of 512x512 fill a GPU; a CPU is no faster with more than one of them, only with many
-small ones. Beyond this, a larger batch takes longer and no more memory but for its results.
-"""
 
 
 @dataclass(frozen=True)
@@ -69,16 +60,20 @@ class Batch:
         return grid_of(header.height, header.width, self.settings.bundle.codec.stride)
 
     @property
-    def parts(self) -> list[slice]:
-        """``batch_parts`` of these streams."""
+    def pixels(self) -> int:
+        """Pixels of the tokens of each."""
         rows, columns = self.grid
-        stride = self.settings.bundle.codec.stride
-        return batch_parts(len(self.streams), rows * columns * stride**2)
+        return rows * columns * self.settings.bundle.codec.stride**2
 
     @property
-    def captions(self) -> list[list[str]]:
-        """Captions, part by part."""
-        return [[stream.header.caption for stream in self.streams[part]] for part in self.parts]
+    def captions(self) -> list[str]:
+        """Their captions."""
+        return [stream.header.caption for stream in self.streams]
+
+    def parts(self, engine: Engine | None) -> list[slice]:
+        """Slices of them that go through an engine together."""
+        limit = None if engine is None else engine.max_batch
+        return batch_parts(len(self.streams), self.pixels, limit)
 
 
 def open_stream(
@@ -129,12 +124,6 @@ def batches(streams: Sequence[Stream], settings: Settings) -> list[Batch]:
     ]
 
 
-def batch_parts(count: int, pixels: int) -> list[slice]:
-    """Slices of ``count`` images of so many pixels that go through a graph together."""
-    together = max(1, BATCH_PIXELS // pixels)
-    return [slice(first, first + together) for first in range(0, count, together)]
-
-
 def read_tokens(engines: EngineSet, batch: Batch) -> NDArray[np.int32]:
     """Tokens int32 (n,h,w), sampled where they are not in the stream. Raises StreamError."""
     grid, schedule = batch.grid, batch.schedule
@@ -142,9 +131,8 @@ def read_tokens(engines: EngineSet, batch: Batch) -> NDArray[np.int32]:
     with entropy_codec(engines, schedule) as coder, engines.clock.timed("entropy decoding"):
         if passes_sent is None and cut is False and batch.passes is None:
             data = [stream.tokens for stream in batch.streams]
-            return np.concatenate(
-                [coder.decode(data[part], grid, schedule) for part in batch.parts]
-            )
+            parts = batch.parts(coder.engine)
+            return np.concatenate([coder.decode(data[part], grid, schedule) for part in parts])
         return np.stack(
             [
                 coder.decode_partial(
@@ -187,28 +175,27 @@ def render(
     engines: EngineSet,
     batch: Batch,
     tokens: NDArray[np.int32],
-    conditions: Sequence[Mapping[str, Buffer]],
+    condition: Mapping[str, Buffer],
 ) -> list[Image.Image]:
     """Tokens int32 (n,h,w) -> the images of a batch.
 
-    ``conditions``: what captions become, for each part of it. Raises EngineError.
+    ``condition``: what its captions become. Raises EngineError.
     """
     constants, clock = engines.bundle.codec, engines.clock
-    inputs: list[Buffer] = [tokens[part] for part in batch.parts]
+    latents: list[Buffer] = [tokens]
     if constants.latent_channels:
-        inputs = _latents(engines, batch, tokens, conditions)
+        latents = _latents(engines, batch, tokens, condition)
     images: list[Image.Image] = []
-    pixels_each = tokens[0].size * constants.stride**2
+    header = batch.streams[0].header
     with engines.use("decoder") as engine:
-        for part, latent in zip(batch.parts, inputs, strict=True):
-            engines.require_memory("decoder", latent.shape[0] * pixels_each)
-            with clock.timed("decoder"):
-                pixels = decode_latent(engine, latent, constants)
-            with clock.timed("image"):
-                images += [
-                    Image.fromarray(image[: stream.header.height, : stream.header.width])
-                    for image, stream in zip(pixels, batch.streams[part], strict=True)
-                ]
+        for latent in latents:
+            for part in batch_parts(latent.shape[0], batch.pixels, engine.max_batch):
+                piece = slice_of(latent, part)
+                engines.require_memory("decoder", piece.shape[0] * batch.pixels)
+                with clock.timed("decoder"):
+                    pixels = decode_latent(engine, piece, constants)
+                with clock.timed("image"):
+                    images += [Image.fromarray(p[: header.height, : header.width]) for p in pixels]
     return images
 
 
@@ -216,9 +203,9 @@ def _latents(
     engines: EngineSet,
     batch: Batch,
     tokens: NDArray[np.int32],
-    conditions: Sequence[Mapping[str, Buffer]],
+    condition: Mapping[str, Buffer],
 ) -> list[Buffer]:
-    """Latents float32 (n,C,H,W) of each part of a batch, from the flow."""
+    """Latents float32 (n,C,H,W) of a batch, from the flow: one buffer for each part of it."""
     constants, settings = engines.bundle.codec, batch.settings
     steps = settings.steps_for(batch.streams[0])
     guidance = settings.guidance_for(batch.streams[0])
@@ -226,14 +213,15 @@ def _latents(
     height, width = (side * cells for side in tokens.shape[1:])
     latents: list[Buffer] = []
     with engines.use("flow" if guidance is None else "flow_guided") as engine:
-        for part, condition in zip(batch.parts, conditions, strict=True):
+        for part in batch.parts(engine):
             with engines.clock.timed("noise"):
                 seeds = [settings.seed_for(stream) for stream in batch.streams[part]]
                 start = np.stack(
                     [noise(seed, constants.latent_channels, height, width) for seed in seeds]
                 )
             with engines.clock.timed("flow"):
+                texts = {name: slice_of(buffer, part) for name, buffer in condition.items()}
                 latents.append(
-                    sample(engine, tokens[part], start, steps, guidance, constants, condition)
+                    sample(engine, tokens[part], start, steps, guidance, constants, texts)
                 )
     return latents

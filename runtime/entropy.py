@@ -49,7 +49,7 @@ class EntropyCodec:
     """
 
     def __init__(self, engine: Engine | None, codebook_size: int, tile: int) -> None:
-        self._engine = engine
+        self.engine = engine
         self._size = codebook_size
         self._tile = tile
 
@@ -258,10 +258,10 @@ class EntropyCodec:
         """Weights (n,p,K) of the cells of n grids; (n,K) of ones for "uniform"."""
         if schedule == "uniform":
             return np.ones((len(tokens), self._size), np.int32)
-        if self._engine is None:
+        if self.engine is None:
             raise UsageError("expected the entropy engine for every schedule but 'uniform'")
         feeds = {"tokens": np.ascontiguousarray(tokens), "positions": cells}
-        return np.asarray(self._engine.run(feeds)["weights"])
+        return np.asarray(self.engine.run(feeds)["weights"])
 
 
 @contextlib.contextmanager

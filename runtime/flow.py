@@ -83,10 +83,11 @@ class _TileGroup:
 
 
 class _Tiling:
-    """Pictures cut into overlapping tiles, ``codec.flow_batch`` of which the flow takes at once.
+    """Pictures cut into overlapping tiles, of which the flow takes as many at once as its engine.
 
-    ``whole``: tokens (n,h,w), and what else belongs to the pictures, such as captions. Arrays are
-    kept from step to step: memory that is fresh costs more time than the blending.
+    Where that states no limit, ``codec.flow_batch`` of each picture. ``whole``: tokens (n,h,w), and
+    what else belongs to the pictures, such as captions. Arrays are kept from step to step: memory
+    that is fresh costs more time than the blending.
     """
 
     def __init__(
@@ -131,16 +132,19 @@ def _tile_groups(
     horizontal = _shares(lefts, columns, width, cells, overlap)
     weights = [vertical[tile.top][:, None] * horizontal[tile.left] for tile in tiles]
     of_pictures = {spec.name for spec in engine.inputs if spec.shape[:1] == ("n",)} - {"tokens"}
+    most = codec.flow_batch
+    if engine.max_batch is not None:
+        most = max(1, engine.max_batch // len(tokens))
     groups = []
-    for first in range(0, len(tiles), codec.flow_batch):
-        together = tiles[first : first + codec.flow_batch]
+    for first in range(0, len(tiles), most):
+        together = tiles[first : first + most]
         feeds = dict(whole)
         if len(together) > 1:
             for name in of_pictures & whole.keys():
                 feeds[name] = np.concatenate([np.asarray(whole[name])] * len(together))
         feeds["tokens"] = np.concatenate([tokens[(..., *tile.slices)] for tile in together])
         places = [tile.scaled(cells) for tile in together]
-        groups.append(_TileGroup(places, weights[first : first + codec.flow_batch], feeds))
+        groups.append(_TileGroup(places, weights[first : first + most], feeds))
     return groups
 
 

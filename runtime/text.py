@@ -6,7 +6,7 @@ set how far to pad and cut, and a graph that joins what the towers give. Here bu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from percoedge.engines.contract import Buffer
 from percoedge.errors import BackendError, BundleError
 from percoedge.runtime.engine_set import EngineSet
+from percoedge.runtime.tiles import batch_parts, slice_of
 
 __all__ = ["TextConditioner"]
+
+_CAPTION_PIXELS = 512 * 512  # what a caption counts for where memory limits how many run together
 
 
 class TextConditioner:
@@ -26,25 +29,37 @@ class TextConditioner:
         self._engines = engines
         self._tokenizers: dict[str, Any] = {}
 
-    def condition(self, parts: Sequence[Sequence[str]]) -> list[dict[str, Buffer]]:
-        """Inputs of the flow graph for each part of a batch, given by its captions.
+    def condition(self, captions: Sequence[str]) -> dict[str, Buffer]:
+        """Inputs of the flow graph for the captions of a batch.
 
         They are empty where the bundle knows no text; the empty caption is one like others. Raises
         BackendError when the package ``tokenizers`` is missing or a graph fails, and BundleError
         when a file of the bundle does not serve.
         """
         bundle = self._engines.bundle
-        conditions: list[dict[str, Buffer]] = [{} for _ in parts]
         if not bundle.codec.captions_condition:
-            return conditions
+            return {}
+        joined: dict[str, Buffer] = {}
         for kind in bundle.manifest.tokenizers:
             with self._engines.clock.timed("text"):
-                ids = [self._ids(kind, captions) for captions in parts]
-            with self._engines.use(kind) as engine, self._engines.clock.timed("text"):
-                for feeds, rows in zip(conditions, ids, strict=True):
-                    feeds |= engine.run({"ids": rows}, on_device=True)
-        with self._engines.use("text_join") as engine, self._engines.clock.timed("text"):
-            return [engine.run(feeds, on_device=True) for feeds in conditions]
+                ids = self._ids(kind, captions)
+            joined |= self._run(kind, {"ids": ids})
+        return self._run("text_join", joined)
+
+    def _run(self, kind: str, feeds: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """Outputs of a graph for all rows (n) of its feeds; those of one run stay on the device."""
+        with self._engines.use(kind) as engine, self._engines.clock.timed("text"):
+            count = next(iter(feeds.values())).shape[0]
+            outputs = [
+                engine.run({n: slice_of(feed, part) for n, feed in feeds.items()}, on_device=True)
+                for part in batch_parts(count, _CAPTION_PIXELS, engine.max_batch)
+            ]
+            if len(outputs) == 1:
+                return outputs[0]
+            return {
+                name: np.concatenate([np.asarray(part[name]) for part in outputs])
+                for name in outputs[0]
+            }
 
     def _ids(self, kind: str, captions: Sequence[str]) -> NDArray[np.int32]:
         """Token ids (n,l) of captions, each padded or cut to the length that a tower takes."""

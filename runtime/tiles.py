@@ -1,4 +1,4 @@
-"""Cutting grids into tiles: side by side for the entropy model, overlapping for float graphs.
+"""Cutting grids into tiles, side by side or overlapping, and batches into parts.
 
 All sizes are in cells of some grid; nothing here knows what they hold.
 """
@@ -10,8 +10,28 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Tile", "context_tiles", "grid_of", "grid_tiles", "overlapping_tiles", "ramp"]
+from percoedge.engines.contract import Buffer
 
+__all__ = [
+    "BATCH_PIXELS",
+    "Tile",
+    "batch_parts",
+    "context_tiles",
+    "grid_of",
+    "grid_tiles",
+    "overlapping_tiles",
+    "ramp",
+    "slice_of",
+]
+
+BATCH_PIXELS = 1024 * 1024
+"""Pixels that go through a graph together where its engine sets no limit, one image at least.
+
+That is a CPU: it is no faster with more, only with many small images. Where an engine states its
+largest batch, that of a device, it is 16 times as many.
+"""
+
+_DEVICE = 16
 _SIDE_STEP = 4
 
 
@@ -40,6 +60,24 @@ class Tile:
     def slices(self) -> tuple[slice, slice]:
         """Row and column slices in this grid."""
         return self.scaled(1)
+
+
+def batch_parts(count: int, pixels: int, max_batch: int | None = None) -> list[slice]:
+    """Slices of ``count`` images of so many pixels that go through a graph together.
+
+    ``max_batch``: the engine's.
+    """
+    if max_batch is None:
+        together = max(1, BATCH_PIXELS // pixels)
+    else:
+        together = max(1, min(max_batch, _DEVICE * BATCH_PIXELS // pixels))
+    return [slice(first, first + together) for first in range(0, count, together)]
+
+
+def slice_of(buffer: Buffer, part: slice) -> Buffer:
+    """That part of a buffer's first axis; a buffer as a whole stays where it is."""
+    whole = part.start == 0 and part.stop >= buffer.shape[0]
+    return buffer if whole else np.asarray(buffer)[part]
 
 
 def grid_of(height: int, width: int, stride: int) -> tuple[int, int]:

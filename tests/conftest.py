@@ -1,8 +1,24 @@
-"""The table, behind all tests, of the integers that the trials in tests/exactness compared."""
+"""What ``-m gpu`` looks at; and behind all tests the table of the integers that were compared.
+
+Those are the trials in tests/exactness.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+_HERE = Path(__file__).parent
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m gpu``, look at what is for a GPU only: the rest needs packages that it does not."""
+    if config.option.markexpr != "gpu":
+        return None
+    wanted = (_HERE / "gpu", _HERE / "exactness/test_cuda.py")
+    ways = any(collection_path in (path, *path.parents) for path in wanted)
+    return None if ways or _HERE / "gpu" in collection_path.parents else True
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

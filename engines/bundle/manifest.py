@@ -207,7 +207,7 @@ class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ``stride``: pixels a token covers, per side. ``latent_channels``: 0 where there is no latent, so
     no flow either: the decoder takes tokens. ``latent_stride``: pixels a latent cell covers.
     ``schedule``, ``steps``, ``guidance``: defaults where a stream or a caller gives none.
-    ``flow_batch``: tiles of one picture that go through the flow together.
+    ``flow_batch``: tiles of one picture that go through the flow together, unless the engine says.
     ``encoder_margin``, ``decoder_margin``: how far around a token that graph looks, so that a tile
     with this much context gives what the whole picture would. None: it looks at all of the picture,
     which is never cut into tiles for it.

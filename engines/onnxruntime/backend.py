@@ -1,4 +1,4 @@
-"""Runs graphs with ONNX Runtime: on a CPU, or with its CUDA, TensorRT and TensorRT-RTX providers.
+"""Runs graphs with ONNX Runtime: on a CPU, or with its CUDA provider.
 
 The only module that imports onnxruntime, and only at use. Models and their data are given to it as
 bytes that were checked before; it opens no file of a bundle.
@@ -7,6 +7,7 @@ bytes that were checked before; it opens no file of a bundle.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
 import tempfile
@@ -30,8 +31,6 @@ __all__ = ["OPTIMIZATIONS", "PROVIDERS", "OnnxRuntimeBackend", "OnnxRuntimeEngin
 PROVIDERS: Mapping[str, str] = {
     "onnxruntime-cpu": "CPUExecutionProvider",
     "onnxruntime-cuda": "CUDAExecutionProvider",
-    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
-    "onnxruntime-rtx": "NvTensorRTRTXExecutionProvider",
 }
 """Backend name -> name of ONNX Runtime's execution provider."""
 
@@ -62,6 +61,8 @@ _DTYPE_FROM_ORT = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
 }
+
+_GPU_BATCH = 16  # grids at a time that keep a GPU busy; more would only take more memory
 
 _SILENT = 4  # ONNX Runtime's severity "fatal"; what goes wrong is raised, not printed
 
@@ -103,6 +104,7 @@ class OnnxRuntimeEngine:
     def __init__(self, session: Any, source: GraphSource, backend: OnnxRuntimeBackend) -> None:
         self.inputs = source.inputs
         self.outputs = source.outputs
+        self.max_batch = None if backend.device == "cpu" else _GPU_BATCH
         self._where = f"graph {source.kind!r} ({source.variant}, {backend.name})"
         self._place = (backend.device, int(backend.provider_options.get("device_id", 0)))
         self._session = session
@@ -159,7 +161,8 @@ class OnnxRuntimeBackend:
     ``name``: a key of PROVIDERS. ``threads``: per engine, at least 1; None takes the processors
     that this process may use. ``optimization``: a key of OPTIMIZATIONS. ``provider_options`` go to
     the provider as they are. ``precision``: the variant of graphs to read, None for the provider's
-    fastest. Raises UsageError for a value outside these.
+    fastest. Raises UsageError for a value outside these, and for CUDA graphs: those need inputs and
+    outputs at fixed addresses, and here every run has its own.
     """
 
     name: str = "onnxruntime-cpu"
@@ -176,6 +179,11 @@ class OnnxRuntimeBackend:
         if self.optimization not in OPTIMIZATIONS:
             raise UsageError(
                 f"expected optimization of {', '.join(OPTIMIZATIONS)}, got {self.optimization!r}"
+            )
+        if "enable_cuda_graph" in self.provider_options:
+            raise UsageError(
+                "expected provider_options that keep each run's own addresses, got "
+                "'enable_cuda_graph', with which a run would show an earlier picture; leave it out"
             )
         if self.precision not in (None, *VARIANTS):
             raise UsageError(
@@ -198,7 +206,7 @@ class OnnxRuntimeBackend:
             ort = _import_onnxruntime()
             self._check_listed(ort)
             if self.device != "cpu":
-                self._session(ort, _PROBE, {}, {"trt_min_subgraph_size": "1000"})
+                self._session(ort, _PROBE, {})
         except BackendError as error:
             return str(error)
         return None
@@ -217,7 +225,7 @@ class OnnxRuntimeBackend:
         ort = _import_onnxruntime()
         self._check_listed(ort)
         try:
-            session = self._session(ort, source.model, source.data, {})
+            session = self._session(ort, source.model, source.data)
         except BackendError as error:
             raise BackendError(f"{where}: {error}") from error
         return OnnxRuntimeEngine(session, source, self)
@@ -228,17 +236,14 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"{self.name}: expected {PROVIDERS[self.name]} in this onnxruntime "
                 f"{ort.__version__}, got {', '.join(listed)}; install a build that has it "
-                "(onnxruntime-gpu for CUDA and TensorRT) or use onnxruntime-cpu"
+                "(for CUDA: pip uninstall onnxruntime, then pip install --force-reinstall "
+                "'onnxruntime-gpu[cuda,cudnn]') or use onnxruntime-cpu"
             )
 
-    def _session(
-        self, ort: Any, model: bytes, data: Mapping[str, bytes], extra: Mapping[str, str]
-    ) -> Any:
+    def _session(self, ort: Any, model: bytes, data: Mapping[str, bytes]) -> Any:
         """Build a session and prove that it runs on the provider asked for."""
         provider = PROVIDERS[self.name]
         chosen = {**_DEFAULT_OPTIONS.get(self.name, {}), **self.provider_options}
-        if self.name == "onnxruntime-tensorrt":
-            chosen |= extra
         providers: list[Any] = [(provider, chosen)]
         if self.device != "cpu":
             _preload(ort)
@@ -253,8 +258,10 @@ class OnnxRuntimeBackend:
                 ) from error
         if provider not in session.get_providers():
             raise BackendError(
-                f"{self.name}: expected {provider} to start, got {session.get_providers()}; its "
-                "driver or libraries are missing or of another version: see percoedge doctor"
+                f"{self.name}: expected {provider} to start, got {session.get_providers()}; "
+                f"{_missing_library(ort) or 'its driver or libraries are missing or too old'}; "
+                "install them with: pip install 'onnxruntime-gpu[cuda,cudnn]', and a driver that "
+                "knows that CUDA"
             )
         session._model_bytes = None  # kept by the library for re-creation, which is disabled
         return session
@@ -292,6 +299,18 @@ def _preload(ort: Any) -> None:
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             ort.preload_dlls()
+
+
+def _missing_library(ort: Any) -> str:
+    """Which library the CUDA provider does not find, as the system's loader says; empty if none."""
+    folder = Path(getattr(ort, "__file__", "")).parent / "capi"
+    for path in sorted(folder.glob("*onnxruntime_providers_cuda.*")):
+        try:
+            ctypes.CDLL(str(path))
+        except OSError as error:
+            # without ONNX Runtime around it, it fails in any case, but last at its own symbols
+            return "" if "undefined symbol" in str(error) else str(error)
+    return ""
 
 
 @contextlib.contextmanager

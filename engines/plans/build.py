@@ -31,6 +31,7 @@ __all__ = [
     "build_plan",
     "check_targets",
     "stage_graph",
+    "writes_streams",
 ]
 
 Progress = Callable[[float, str], None]
@@ -156,6 +157,11 @@ def build_plan(
     return BuiltPlan(flags, memory.get("Activation"), memory.get("Weights"))
 
 
+def writes_streams(library: Library) -> bool:
+    """Whether the library writes a plan as it makes it; 10.3 holds all of it in memory first."""
+    return hasattr(library.module.Builder, "build_serialized_network_to_stream")
+
+
 class _Messages:
     """Writes the builder's messages down, and keeps what a caller must hear of."""
 
@@ -229,10 +235,15 @@ def _configure(
     config.clear_flag(trt.BuilderFlag.TF32)
     if workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: as contexts are made
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if targets:
         config.num_compute_capabilities = len(targets)
         for index, sm in enumerate(targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
+    elif supported_targets(library):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
     return tuple(
         name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)
     )
@@ -242,7 +253,7 @@ def _write_plan(library: Library, builder: Any, network: Any, config: Any, path:
     """Build into a file; False when the library refuses. Raises OutputError."""
     try:
         with path.open("wb") as file:
-            if not hasattr(builder, "build_serialized_network_to_stream"):  # 10.3
+            if not writes_streams(library):  # 10.3
                 plan = builder.build_serialized_network(network, config)
                 if plan is not None:
                     file.write(plan)

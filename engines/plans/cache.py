@@ -91,6 +91,7 @@ class PlanCache:
         library: Library,
         targets: Sequence[int],
         profile: Profile,
+        device: str | None = None,
         flags: Sequence[str] = (),
         driver: str | None = None,
         request: BuildRequest | None = None,
@@ -109,6 +110,7 @@ class PlanCache:
             library=library.name,
             version=library.version,
             targets=tuple(targets),
+            device=device,
             profile=profile,
             flags=tuple(flags),
             driver=driver,
@@ -147,12 +149,18 @@ class PlanCache:
         return [record for record in found if record.library == library]
 
     def find(
-        self, kind: str, graph_sha256: str, library: Library, sm: int | None = None
+        self,
+        kind: str,
+        graph_sha256: str,
+        library: Library,
+        sm: int | None = None,
+        device: str | None = None,
     ) -> PlanRecord:
         """The engine file of a graph for a library and a GPU, the newest if there are several.
 
-        ``sm``: compute capability of the GPU; None finds one for any. Raises BackendError with the
-        command to run when there is none, or none that is sound and fits.
+        ``sm``: compute capability of the GPU, and ``device`` its model; None finds one for any.
+        Raises BackendError with the command to run when there is none, or none that is sound and
+        fits.
         """
         if not self.root.exists():
             raise self._refusal(kind, library, "found none")
@@ -174,6 +182,9 @@ class PlanCache:
                 closest = record
             elif sm is not None and sm not in record.targets:
                 reasons.append(f"{path.name} is for SM {', '.join(map(str, record.targets))}")
+                closest = record
+            elif device is not None and record.device not in (None, device):
+                reasons.append(f"{path.name} is for {record.device}, and this is {device}")
                 closest = record
             else:
                 found.append(record)

@@ -19,6 +19,7 @@ from msgspec import Meta
 from percoedge.engines.plans.profiles import Profile
 
 __all__ = [
+    "DISCRETE_BATCHES",
     "BuildRequest",
     "PlanRecord",
     "decode_record",
@@ -33,6 +34,13 @@ _Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]*\Z", max_length=64)]
 _Version = Annotated[str, Meta(pattern=r"^[0-9A-Za-z.+_-]+\Z", max_length=64)]
 
 
+DISCRETE_BATCHES = (1, 8)
+"""What is built for unless somebody asks for more: fastest at 1 image, and up to 8 together.
+
+A GPU that shares its memory with the host gets 1.
+"""
+
+
 class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``percoedge build`` was asked for: enough to ask for it again.
 
@@ -42,7 +50,7 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     bundle: str = "BUNDLE"
     sizes: tuple[tuple[int, int], ...] = ()
-    batches: tuple[int, ...] = (1,)
+    batches: tuple[int, ...] = DISCRETE_BATCHES
     workspace_mib: int | None = None
 
 
@@ -50,17 +58,19 @@ class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """The manifest of one engine file.
 
     ``precision``: variant of the graph ("fp16"), to which it is strongly typed. ``targets``:
-    compute capabilities (SM 8.9 is 89). ``flags``: names of the builder's flags that were set.
+    compute capabilities (SM 8.9 is 89). ``device``: the only model of GPU that it is for, None for
+    all of these targets. ``flags``: names of the builder's flags that were set.
     ``driver``: of the GPU at build, None where there was none. ``built``: time in UTC.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     kind: _Name
     precision: _Name
     graph_sha256: _Digest
     library: _Name
     version: _Version
     targets: Annotated[tuple[int, ...], Meta(min_length=1)]
+    device: str | None
     profile: Profile
     flags: tuple[str, ...]
     driver: str | None
@@ -102,7 +112,7 @@ def rebuild_command(
         words += ["--sm", ",".join(map(str, targets))]
     if request.sizes:
         words += ["--sizes", ",".join(f"{width}x{height}" for width, height in request.sizes)]
-    if request.batches != (1,):
+    if request.batches != DISCRETE_BATCHES:
         words += ["--batch", ",".join(map(str, request.batches))]
     if request.workspace_mib is not None:
         words += ["--workspace", str(request.workspace_mib)]

@@ -11,7 +11,7 @@ from typing import Any
 from percoedge.engines.contract import Graph
 from percoedge.engines.plans.cache import PlanCache
 from percoedge.engines.plans.record import PlanRecord, rebuild_command
-from percoedge.engines.tensorrt.binding import Device
+from percoedge.engines.tensorrt.binding import Captures, Device
 from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.engines.tensorrt.engine import TensorRtEngine
 from percoedge.engines.tensorrt.library import LIBRARIES, find_library, log_to, supported_targets
@@ -37,7 +37,6 @@ class TensorRtBackend:
         self.name = name
         self.cache = cache or PlanCache()
         self._device: Device | None = None
-        self._runtime: Any = None
 
     def missing(self) -> str | None:
         """Why this backend cannot be used here, or None; starts the GPU."""
@@ -55,7 +54,8 @@ class TensorRtBackend:
     def find(self, kind: str, graph_sha256: str) -> PlanRecord:
         """The plan for a graph on this GPU; raises BackendError with the command to run."""
         device = self._open()
-        return self.cache.find(kind, graph_sha256, device.library, device.gpu.sm)
+        gpu = device.gpu
+        return self.cache.find(kind, graph_sha256, device.library, gpu.sm, gpu.model)
 
     def load(self, graph: Graph) -> TensorRtEngine:
         """Load the plan of a graph onto the GPU; the graph itself is not read.
@@ -81,6 +81,11 @@ class TensorRtBackend:
         specs = (graph.inputs, graph.outputs)
         return TensorRtEngine(device, engine, self.cache, record, specs)
 
+    @property
+    def captures(self) -> Captures | None:
+        """What was captured as CUDA graphs so far; None for TensorRT-RTX: it does that itself."""
+        return None if self.name == "tensorrt-rtx" else self._open().captures
+
     def trace(self) -> AbstractContextManager[dict[str, float]]:
         """What the GPU's time goes to in this backend's calls; see ``Gpu.trace``."""
         return self._open().gpu.trace()
@@ -89,6 +94,7 @@ class TensorRtBackend:
         """The library's engine of a plan; ``refusal`` is why the plan may not fit this GPU."""
         where = f"graph {record.kind!r} ({record.precision}, {self.name})"
         gpu, messages = device.gpu, []
+        gpu.trim()  # what we keep for later is out of the library's reach
         free_bytes, _ = gpu.memory_bytes()
         if record.size > free_bytes:
             raise BackendError(
@@ -99,9 +105,9 @@ class TensorRtBackend:
         plan = self.cache.map(record)
         with device.lock, log_to(device.library, lambda *m: messages.append(m)) as logger:
             try:
-                if self._runtime is None:
-                    self._runtime = device.library.module.Runtime(logger)
-                engine = self._runtime.deserialize_cuda_engine(plan)
+                if device.runtime is None:
+                    device.runtime = device.library.module.Runtime(logger)
+                engine = device.runtime.deserialize_cuda_engine(plan)
             except Exception as error:  # pybind11 turns what the library throws into anything
                 raise gpu.failure(f"loading {where}", error) from error
         if engine is not None:

@@ -7,20 +7,24 @@ results are copied out: what was handed out is never overwritten.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from percoedge.engines.contract import Buffer, TensorSpec, check_tensors
+from percoedge.engines.contract import Buffer, Engine, TensorSpec, check_tensors
 from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Gpu, Mark
 from percoedge.engines.tensorrt.library import Library, log_to
+from percoedge.errors import BackendError
 
-__all__ = ["Binding", "TensorRtBuffer", "Device"]
+__all__ = ["Binding", "Captures", "Device", "TensorRtBuffer"]
 
 _ALIGNMENT = 256
 # Names in traces of the GPU.
@@ -28,9 +32,27 @@ _TO_DEVICE, _TO_HOST = "host to device", "device to host"
 _ON_DEVICE, _COMPUTE = "device to device", "compute"
 
 
+@dataclass
+class Captures:
+    """How many runs there were, how many of them launched a captured graph, and why others did not.
+
+    ``refusals``: each reason once, by graph, why its work could not be captured.
+    """
+
+    runs: int = 0
+    launches: int = 0
+    refusals: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"captured {self.launches} of {self.runs} runs"]
+        parts += [f"{where} cannot be captured: {why}" for where, why in self.refusals.items()]
+        return "; ".join(parts)
+
+
 class Device:
     """What the engines of one backend share: GPU, library, a lock, and memory for activations.
 
+    ``runtime``: the library's, None before the first engine.
     One graph runs at a time, so one block of memory serves all of them.
     """
 
@@ -38,8 +60,12 @@ class Device:
         self.gpu = gpu
         self.library = library
         self.lock = threading.RLock()
+        self.captures = Captures()
+        self.runtime: Any = None
         self._scratch: DeviceMemory | None = None
-        self._engines = 0
+        self._engines: weakref.WeakSet[Any] = weakref.WeakSet()
+        # Libraries that are taken apart in no order at the end of the process may crash it.
+        atexit.register(_close, weakref.ref(self))
 
     def scratch(self, size_bytes: int) -> DeviceMemory:
         """Memory of at least this size; the same as before unless that was too small."""
@@ -48,21 +74,34 @@ class Device:
             self._scratch = self.gpu.allocate(size_bytes)
         return self._scratch
 
-    def join(self) -> None:
-        """An engine was loaded."""
-        self._engines += 1
+    def join(self, engine: Engine) -> None:
+        """An engine was loaded; it is closed at the end of the process at the latest."""
+        self._engines.add(engine)
 
-    def leave(self) -> None:
+    def leave(self, engine: Engine) -> None:
         """An engine was closed; the last one takes the shared memory with it."""
-        self._engines -= 1
+        self._engines.discard(engine)
         if not self._engines:
             self._free_scratch()
-        self.gpu.trim()
+        with contextlib.suppress(BackendError):  # of a lost GPU, which gives nothing back
+            self.gpu.trim()
+
+    def close(self) -> None:
+        """Close the engines that are still open, then the library's runtime."""
+        for engine in list(self._engines):
+            engine.close()
+        self.runtime = None
 
     def _free_scratch(self) -> None:
         if self._scratch is not None:
             self._scratch.free()
             self._scratch = None
+
+
+def _close(device: weakref.ref[Device]) -> None:
+    found = device()
+    if found is not None:
+        found.close()
 
 
 @dataclass(frozen=True)
@@ -197,8 +236,14 @@ class Binding:
             self._context.set_device_memory(scratch.address, scratch.size_bytes)
             self._scratch, self._runs = scratch, 0
         if self._graph is None and self._captures and self._runs:
-            self._graph = self._gpu.capture(self._enqueue)
-            self._captures = self._graph is not None
+            captured = self._gpu.capture(self._enqueue)
+            if isinstance(captured, str):
+                self._captures = False
+                self._device.captures.refusals[self._where] = captured
+            else:
+                self._graph = captured
+        self._device.captures.runs += 1
+        self._device.captures.launches += self._graph is not None
         with self._gpu.timed(_COMPUTE):
             if self._graph is not None:
                 self._graph.launch()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from percoedge.engines import memory
 from percoedge.errors import BackendError
 
 __all__ = ["ENQUEUE", "Captured", "DeviceMemory", "Gpu", "HostMemory", "Mark"]
@@ -26,14 +27,17 @@ ENQUEUE = "enqueue"
 
 _MIB = 1 << 20
 _MIN_PINNED_BYTES = 4096
+_KEEP_ALL = (1 << 64) - 1
 
 
 class Gpu:
     """The first GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses), with one stream of its own.
 
-    ``name``; ``sm``: compute capability, 89 for 8.9; ``cuda_version``: newest CUDA that the driver
-    knows, "13.0"; ``stream``: the stream's handle as an integer. Raises BackendError when there is
-    no driver, no GPU or no cuda.core.
+    ``name``; ``sm``: compute capability, 89 for 8.9; ``model``: name and number of multiprocessors,
+    "Orin, 8 multiprocessors", for boards of one name and one SM differ in that; ``integrated``:
+    whether its memory is that of the host; ``cuda_version``: newest CUDA that the driver knows,
+    "13.0"; ``stream``: the stream's handle as an integer. Raises BackendError when there is no
+    driver, no GPU or no cuda.core.
 
     A GPU that reports an error such as an illegal address is lost to this process: from then on
     every method raises the same BackendError. Methods may be called from any thread, after
@@ -51,15 +55,21 @@ class Gpu:
             device.set_current()
             major, minor = device.compute_capability
             self.name, self.sm = str(device.name), 10 * major + minor
+            properties = device.properties
+            self.model = f"{self.name}, {properties.multiprocessor_count} multiprocessors"
+            self.integrated = bool(properties.integrated)
             version = self._driver("cuDriverGetVersion")[0]
             self.cuda_version = f"{version // 1000}.{version % 1000 // 10}"
             self._stream = device.create_stream()
             self._capturing = device.create_stream()  # so that no thread's work strays into a graph
             self._memory = device.memory_resource
-            if device.properties.memory_pools_supported:
-                # A pool of one's own gives memory back when it is freed; the shared one keeps it.
+            self._has_pool = bool(properties.memory_pools_supported)
+            if self._has_pool:  # one of our own, which keeps what is freed until ``trim``
                 options = self._core.DeviceMemoryResourceOptions()
                 self._memory = self._core.DeviceMemoryResource(device, options)
+                kept = self._bindings.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+                most = self._bindings.cuuint64_t(_KEEP_ALL)
+                self._driver("cuMemPoolSetAttribute", self._memory.handle, kept, most)
         except Exception as error:  # cuda.core's errors have no common base
             raise BackendError(
                 f"expected an NVIDIA GPU with its driver, got: {str(error).rstrip('.')}; install "
@@ -79,16 +89,28 @@ class Gpu:
             self._entered.done = True
 
     def memory_bytes(self) -> tuple[int, int]:
-        """Free and total memory of the GPU."""
-        free, total = self._driver("cuMemGetInfo")
-        return int(free), int(total)
+        """Free and total memory of the GPU; free is what the host has where they share it.
+
+        There the driver does not count what the system lends to files and takes back on demand.
+        """
+        free, total = map(int, self._driver("cuMemGetInfo"))
+        if self.integrated:
+            free = memory.available_bytes() or free
+        return free, total
 
     def allocate(self, size_bytes: int) -> DeviceMemory:
         """Memory on the GPU, aligned to 256 bytes; raises BackendError when there is too little."""
+        size_bytes = max(size_bytes, 1)
         try:
-            buffer = self._memory.allocate(max(size_bytes, 1), stream=self._stream)
+            try:
+                buffer = self._memory.allocate(size_bytes, stream=self._stream)
+            except Exception as error:
+                if not _is_shortage(error):
+                    raise
+                self.trim()
+                buffer = self._memory.allocate(size_bytes, stream=self._stream)
         except Exception as error:
-            if "OUT_OF_MEMORY" not in str(error).upper():
+            if not _is_shortage(error):
                 raise self.failure("allocating memory", error) from error
             free, total = self.memory_bytes()
             raise BackendError(
@@ -158,12 +180,14 @@ class Gpu:
         ended.put()
         spans.append((name, began, ended, host_ms))
 
-    def capture(self, enqueue: Callable[[int], bool]) -> Captured | None:
+    def capture(self, enqueue: Callable[[int], bool]) -> Captured | str:
         """Record what ``enqueue`` queues on the stream it is given, to be launched as one.
 
-        Nothing runs here. ``enqueue`` returns whether all went well. None when this work cannot be
-        recorded, which does no harm: queue it as before.
+        Nothing runs here; what was queued before is waited for. ``enqueue`` returns whether all
+        went well. The reason when this work cannot be recorded, which does no harm: queue it as
+        before. Raises BackendError when what was queued before failed.
         """
+        self.wait()
         try:
             builder = self._capturing.create_graph_builder()
             builder.begin_building("thread_local")
@@ -171,9 +195,11 @@ class Gpu:
                 sound = enqueue(int(self._capturing.handle))
             finally:
                 builder.end_building()
-            return Captured(self, builder.complete(), self._stream) if sound else None
-        except Exception:
-            return None
+            if not sound:
+                return "the library refuses to queue it while it is recorded"
+            return Captured(self, builder.complete(), self._stream)
+        except Exception as error:  # cuda.core's errors have no common base
+            return str(error) or type(error).__name__
 
     def wait(self) -> None:
         """Block until everything queued is done; raises BackendError when some of it failed."""
@@ -205,15 +231,19 @@ class Gpu:
         return BackendError(self._lost or f"{self.name}: {what} failed: {cause}")
 
     def trim(self) -> None:
-        """Give back pinned memory: what is unused now, the rest when its arrays are gone.
+        """Give back what is kept for later: memory of the GPU that was freed, and pinned memory.
 
-        Memory on the GPU needs no such call.
+        Waits for what is queued. What is in use goes back when nobody uses it, memory of the GPU at
+        the next such call. Raises BackendError when something that was queued failed.
         """
         self._pinned = {}  # what is lent goes back to lists that nobody looks at any more
+        if self._has_pool and self._lost is None:
+            self.wait()  # what is queued to be freed
+            self._driver("cuMemPoolTrimTo", self._memory.handle, 0)
 
-    def _driver(self, function: str) -> tuple[Any, ...]:
+    def _driver(self, function: str, *arguments: object) -> tuple[Any, ...]:
         """Call a function of the driver that cuda.core has no name for."""
-        code, *values = getattr(self._bindings, function)()
+        code, *values = getattr(self._bindings, function)(*arguments)
         if code:
             raise BackendError(f"{function} failed: {code}")
         return tuple(values)
@@ -285,6 +315,10 @@ class Captured:
         """Give the memory back; doing so twice is harmless."""
         with contextlib.suppress(Exception):
             self._graph.close()
+
+
+def _is_shortage(error: Exception) -> bool:
+    return "OUT_OF_MEMORY" in str(error).upper()
 
 
 class _Lease:

@@ -38,6 +38,7 @@ class TensorRtEngine:
         specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
     ) -> None:
         self.inputs, self.outputs = specs
+        self.max_batch = record.profile.ranges["n"][2] if "n" in record.profile.ranges else None
         self._names = tuple(spec.name for spec in self.inputs)
         self._record = record
         self._where = f"graph {record.kind!r} ({record.precision}, {record.library})"
@@ -47,7 +48,7 @@ class TensorRtEngine:
         self._check_interface(engine, trt.TensorIOMode.OUTPUT, self.outputs)
         self._contexts: Contexts | None = Contexts(trt, engine, cache, record)
         self._bindings: OrderedDict[object, Binding] = OrderedDict()
-        device.join()
+        device.join(self)
 
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
         """Run the engine on its stream; see the contract of Engine."""
@@ -76,7 +77,7 @@ class TensorRtEngine:
             while self._bindings:
                 self._bindings.popitem()[1].free()
             self._contexts = None  # the last reference to the library's engine
-            self._device.leave()
+            self._device.leave(self)
 
     def __enter__(self) -> TensorRtEngine:
         return self

@@ -11,6 +11,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,9 @@ from percoedge.engines.tensorrt.cuda import ENQUEUE
 from percoedge.runtime.bench.case import Case, Limits
 from percoedge.runtime.bench.ceiling import measure_ceiling
 from percoedge.runtime.bench.meters import DeviceMemory, find_meter, peak_host_bytes
-from percoedge.runtime.bench.probe import Call, Layout, Probe, stages_of
+from percoedge.runtime.bench.probe import Call, Probe, stages_of
 from percoedge.runtime.bench.rates import graph_runs
 from percoedge.runtime.codec import Codec
-from percoedge.runtime.decoding import batch_parts
 from percoedge.runtime.images import write_image
 
 __all__ = ["encode_photo", "measure", "measure_on"]
@@ -63,29 +63,29 @@ def measure_on(
     None is what is unknown: this machine or backend does not tell it.
     """
     probe = Probe(backend)
-    layout = _layout(bundle, probe, case, stream)
+    schedule = unpack(stream).header.schedule or bundle.codec.schedule
     on_gpu = backend.name != "onnxruntime-cpu"
     meter = find_meter(on_gpu)
     rows: list[dict[str, float]] = []
     starts: list[float] = []
     latencies: list[float] = []
     with Codec(bundle, probe, low_memory=case.low_memory) as codec, DeviceMemory(on_gpu) as memory:
-        first_ms, _, calls = _once(codec, probe, case, stream, layout)
+        first_ms, _, calls = _once(codec, probe, case, stream, schedule)
         ends = time.perf_counter() + limits.warmup_seconds
         while time.perf_counter() < ends:
-            _once(codec, probe, case, stream, layout)
+            _once(codec, probe, case, stream, schedule)
         gc.collect()
         if meter is not None:
             meter.start()
         began = time.perf_counter()
         while len(rows) < limits.iterations or time.perf_counter() - began < limits.seconds:
             starts.append((time.perf_counter() - began) * 1000)
-            latency_ms, stages, calls = _once(codec, probe, case, stream, layout)
+            latency_ms, stages, calls = _once(codec, probe, case, stream, schedule)
             latencies.append(latency_ms)
             rows.append(stages)
         joules = None if meter is None else meter.stop()
         peak = peak_host_bytes()
-        device_ms = _device_times(backend, lambda: _once(codec, probe, case, stream, layout)[0])
+        device_ms = _device_times(backend, lambda: _once(codec, probe, case, stream, schedule)[0])
     images = case.batch * len(latencies)
     medians = _medians(rows)
     runs = graph_runs(bundle, backend.variant, medians, calls)
@@ -100,7 +100,8 @@ def measure_on(
         "images_per_s": round(images / (sum(latencies) / 1000), 4),
         "stages_ms": medians,
         "device_ms": device_ms,
-        "outside_engines": _outside(probe, medians, statistics.median(latencies)),
+        "cuda_graphs": _cuda_graphs(backend),
+        "outside_engines": _outside(calls, medians, statistics.median(latencies)),
         "peak_host_bytes": peak,
         "peak_device_bytes": memory.peak_bytes,
         "joules_per_image": None if joules is None else round(joules / images, 6),
@@ -116,7 +117,7 @@ def measure_on(
 
 
 def _once(
-    codec: Codec, probe: Probe, case: Case, stream: bytes, layout: Layout
+    codec: Codec, probe: Probe, case: Case, stream: bytes, schedule: str
 ) -> tuple[float, dict[str, float], list[Call]]:
     """One decode: its latency, its stages with the writing behind them, and its calls."""
     probe.calls.clear()
@@ -127,7 +128,7 @@ def _once(
         images = codec.decode_batch([stream] * case.batch, steps=case.steps, max_pixels=MAX_SIDE**2)
     latency_ms = (time.perf_counter() - began) * 1000
     calls = list(probe.calls)
-    stages = stages_of(codec.timings_ms, calls, layout, latency_ms)
+    stages = stages_of(codec.timings_ms, calls, schedule, latency_ms)
     began = time.perf_counter()
     for image in images:
         write_image(np.asarray(image), io.BytesIO(), "PNG")
@@ -152,21 +153,23 @@ def _device_times(backend: Backend, decode: Callable[[], float]) -> dict[str, fl
     return _medians(rows)
 
 
-def _layout(bundle: Bundle, probe: Probe, case: Case, stream: bytes) -> Layout:
-    codec = bundle.codec
-    rows, columns = -(-case.height // codec.stride), -(-case.width // codec.stride)
-    schedule = unpack(stream).header.schedule or codec.schedule
-    parts = len(batch_parts(case.batch, rows * columns * codec.stride**2))
-    grid = (rows, columns)
-    return Layout(grid, codec.entropy_tile, schedule, case.steps, probe.returns_early, parts)
+def _cuda_graphs(backend: Backend) -> dict[str, Any] | None:
+    """Of all runs so far how many launched a captured graph, and why others were not captured.
+
+    None where that is not ours to say: on a CPU, in ONNX Runtime, and in TensorRT-RTX, which
+    captures by itself.
+    """
+    if not isinstance(backend, TensorRtBackend) or backend.captures is None:
+        return None
+    return asdict(backend.captures)
 
 
-def _outside(probe: Probe, medians: Mapping[str, float], median_ms: float) -> float | None:
+def _outside(calls: Sequence[Call], medians: Mapping[str, float], median_ms: float) -> float | None:
     """Share of a decode that no engine works: container, range coder, copies, Python.
 
     None where calls return before their work is done, so that waiting looks like it.
     """
-    if probe.returns_early:
+    if any(call.queued for call in calls):
         return None
     names = ("container", "range coder", "noise", "flow, between steps", "image", "other")
     return round(sum(medians.get(name, 0.0) for name in names) / median_ms, 5)

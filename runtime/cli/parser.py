@@ -245,7 +245,8 @@ def _add_build(commands: _Commands) -> None:
     build.add_argument(
         "--batch",
         metavar="N,...",
-        help="images at a time: up to the largest, fastest at the first (default: 1)",
+        help="images at a time: up to the largest, fastest at the first (default: 1,8, and 1 where "
+        "the GPU shares its memory with the host)",
     )
     add_graphs(build)
     build.add_argument(

@@ -24,8 +24,10 @@ class CudaError(Exception):
 class StandInGpu:
     """``core`` and ``bindings`` take the places of cuda.core and cuda.bindings.driver.
 
-    ``used_bytes`` and ``pinned_bytes`` are allocated; ``launches`` counts CUDA graphs that were
-    launched and ``fetches`` the copies to pinned memory. ``capturable``: whether work can be
+    ``used_bytes`` and ``pinned_bytes`` are allocated, and ``kept_bytes`` were freed but stay with
+    the pool until it is trimmed, and are not used again before. ``launches`` counts CUDA graphs
+    that were launched, ``fetches`` the copies to pinned memory, and ``syncs`` how often the host
+    waited. ``capturable``: whether work can be
     captured. ``clock_ms``: its clock, which a copy moves on by 1. ``break_down`` makes all that
     is queued later fail for good.
     """
@@ -33,6 +35,8 @@ class StandInGpu:
     def __init__(self, sm: tuple[int, int] = (8, 9), total_bytes: int = 1 << 28) -> None:
         self.total_bytes = total_bytes
         self.used_bytes = self.pinned_bytes = self.launches = self.fetches = 0
+        self.kept_bytes = self.syncs = 0
+        self.integrated = False
         self.capturable = True
         self.clock_ms = 0
         self._error: str | None = None
@@ -73,20 +77,22 @@ class StandInGpu:
             __del__ = close
 
         class Pool:
+            handle = "pool"
+
             def __init__(self, device: Any, options: Any) -> None: ...
 
             def allocate(self, size: int, *, stream: Any) -> Buffer:
                 gpu.check()
                 if gpu._captures:
                     raise CudaError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
-                if gpu.used_bytes + size > gpu.total_bytes:
+                if gpu.used_bytes + gpu.kept_bytes + size > gpu.total_bytes:
                     raise CudaError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
                 address = gpu._add(size)
                 gpu.used_bytes += size
 
                 def free() -> None:  # in the order of the stream
                     gpu.used_bytes -= size
-                    gpu._queues[stream.handle].append(lambda: gpu._remove(address))
+                    gpu._queues[stream.handle].append(lambda: gpu._free(address, size))
 
                 return Buffer(address, size, free)
 
@@ -112,6 +118,7 @@ class StandInGpu:
 
             def sync(self) -> None:
                 gpu.check()
+                gpu.syncs += 1
                 while not self.done:
                     gpu._step(self.stream)
 
@@ -157,6 +164,7 @@ class StandInGpu:
 
             def sync(self) -> None:
                 gpu.check()
+                gpu.syncs += 1
                 if gpu._captures:
                     raise CudaError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
                 while gpu._queues[self.handle]:
@@ -169,10 +177,12 @@ class StandInGpu:
         class Device:
             name = "Stand-in 4090"
             compute_capability = sm
-            properties = SimpleNamespace(memory_pools_supported=True)
             memory_resource = None
 
-            def __init__(self, ordinal: int) -> None: ...
+            def __init__(self, ordinal: int) -> None:
+                self.properties = SimpleNamespace(
+                    memory_pools_supported=True, multiprocessor_count=128, integrated=gpu.integrated
+                )
 
             def create_stream(self) -> Stream:
                 return Stream()
@@ -196,8 +206,18 @@ class StandInGpu:
         )
         self.bindings = SimpleNamespace(
             cuDriverGetVersion=lambda: (0, 13010),
-            cuMemGetInfo=lambda: (0, self.total_bytes - self.used_bytes, self.total_bytes),
+            cuMemGetInfo=lambda: (0, self.free_bytes, self.total_bytes),
+            cuMemPoolSetAttribute=self._set_threshold,
+            cuMemPoolTrimTo=self._trim,
+            cuuint64_t=int,
+            CUmemPool_attribute=SimpleNamespace(CU_MEMPOOL_ATTR_RELEASE_THRESHOLD="threshold"),
         )
+        self._threshold = 0
+
+    @property
+    def free_bytes(self) -> int:
+        """What is neither allocated nor kept."""
+        return self.total_bytes - self.used_bytes - self.kept_bytes
 
     def memory(self, address: int, size: int) -> NDArray[np.uint8]:
         """Bytes at an address, all of one allocation; raises CudaError."""
@@ -232,6 +252,19 @@ class StandInGpu:
                 self._error = str(error)
                 self._queues = {handle: [] for handle in self._queues}
                 raise
+
+    def _free(self, address: int, size: int) -> None:
+        self._remove(address)
+        self.kept_bytes += min(size, max(0, self._threshold - self.kept_bytes))
+
+    def _set_threshold(self, pool: str, attribute: str, value: int) -> tuple[int]:
+        assert (pool, attribute) == ("pool", "threshold")
+        self._threshold = value
+        return (0,)
+
+    def _trim(self, pool: str, size: int) -> tuple[int]:
+        self.kept_bytes = min(self.kept_bytes, size)
+        return (0,)
 
     def _remove(self, address: int) -> None:
         if self._blocks.pop(address, None) is None:

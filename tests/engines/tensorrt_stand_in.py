@@ -242,7 +242,7 @@ class Place:
         """Enter a plan for a graph into the cache; returns the graph."""
         variants = bundle.manifest.graphs[kind].variants
         source = bundle.read(kind, "fp16" if "fp16" in variants else "fp32")
-        asked = BuildRequest(**{"bundle": "toy", **request})
+        asked = BuildRequest(**{"bundle": "toy", "batches": (1,), **request})
         specs = (*source.inputs, *source.outputs)
         profile = profile_for(kind, specs, bundle.codec, asked.sizes, asked.batches)
         plan = f"{kind} {profile} {targets}".encode()

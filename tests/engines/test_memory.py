@@ -97,3 +97,8 @@ def test_unknown_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_half_precision_files_grow_when_run_in_float32() -> None:
     assert memory.load_bytes(100 * MIB, "fp32") > memory.load_bytes(100 * MIB, "fp16") > 100 * MIB
+
+
+def test_a_plan_that_is_not_written_as_it_is_made_takes_its_size_more() -> None:
+    size = 1 << 30
+    assert memory.build_bytes(size, streams=False) - memory.build_bytes(size) == size

@@ -6,6 +6,8 @@ bundle than the one that is shipped.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache
 from percoedge.engines.selection import BACKENDS
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import Gpu
-from percoedge.engines.tensorrt.library import LIBRARIES, find_library
+from percoedge.engines.tensorrt.library import LIBRARIES, find_library, supported_targets
 from percoedge.errors import BackendError
 from percoedge.runtime.cli.main import main
 
@@ -42,16 +44,36 @@ def bundle() -> Bundle:
 def plans(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Callable[[str], PlanCache]:
     """Builds the plans of a library at the first call; raises BackendError where it is missing."""
     root = tmp_path_factory.mktemp("plans")
-    built: set[str] = set()
+    built: dict[str, str] = {}
 
     def build(library: str) -> PlanCache:
-        find_library(library)
-        Gpu()
+        listed, gpu = supported_targets(find_library(library)), Gpu()
         if library not in built:
-            arguments = ["build", str(bundle.path), "--backend", library, "--cache", str(root)]
-            assert main([*arguments, "--batch", "1,8"]) == 0
-            built.add(library)
+            # A GPU that the library does not list gets two chances: built for it, and for others.
+            unlisted = bool(listed) and gpu.sm not in listed
+            attempts = [("--sm", str(gpu.sm)), ()] if unlisted else [()]
+            reasons: list[str] = []
+            while attempts and "" not in reasons:
+                reasons.append(attempt(library, *attempts.pop(0)))
+            built[library] = "" if "" in reasons else "; ".join(reasons)
+            if built[library] and not unlisted:
+                pytest.fail(built[library])
+        if built[library]:
+            raise BackendError(built[library])
         return PlanCache(root)
+
+    def attempt(library: str, *options: str) -> str:
+        """Build every graph and load one; why that fails, or nothing."""
+        arguments = ["build", str(bundle.path), "--backend", library, "--cache", str(root)]
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            if main([*arguments, *options]) != 0:
+                return said.getvalue().strip()
+        try:
+            with TensorRtBackend(library, PlanCache(root)).load(bundle.graph("decoder", "fp16")):
+                return ""
+        except BackendError as error:
+            return str(error)
 
     return build
 

@@ -29,7 +29,7 @@ from percoedge.errors import (
     StreamError,
     UsageError,
 )
-from percoedge.runtime import decoding
+from percoedge.runtime import tiles
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.images import Source
@@ -414,7 +414,7 @@ def test_a_batch_goes_through_the_graphs_in_parts(
     codec = Codec.load(fake_bundle, backend, low_memory=low_memory)
     streams = [codec.encode(fakes.photo(20, 30, seed=seed)) for seed in range(5)]
     single = [codec.decode(stream) for stream in streams]
-    monkeypatch.setattr(decoding, "BATCH_PIXELS", 2 * 24 * 32)  # of whole tokens
+    monkeypatch.setattr(tiles, "BATCH_PIXELS", 2 * 24 * 32)  # of whole tokens
     codec.close()
     backend.engines.clear()
     batch = codec.decode_batch(streams)
@@ -424,7 +424,7 @@ def test_a_batch_goes_through_the_graphs_in_parts(
         calls = engine_of(backend, kind).calls
         sizes = [len(call.feeds["tokens" if kind == "entropy" else "x"]) for call in calls]
         assert sizes == [2] * runs + [2] * runs + [1] * runs
-    monkeypatch.setattr(decoding, "BATCH_PIXELS", 1)
+    monkeypatch.setattr(tiles, "BATCH_PIXELS", 1)
     assert all(same(a, b) for a, b in zip(codec.decode_batch(streams), single, strict=True))
 
 

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from percoedge.runtime.tiles import Tile, context_tiles, grid_tiles, overlapping_tiles, ramp
+from percoedge.runtime.tiles import (
+    Tile,
+    batch_parts,
+    context_tiles,
+    grid_tiles,
+    overlapping_tiles,
+    ramp,
+)
 
 SIDES = st.integers(1, 40)
 
@@ -90,3 +97,17 @@ def test_a_ramp_rises_and_falls_only_inside_the_grid() -> None:
     np.testing.assert_allclose(ramp(4, 0, 9, 2), [1, 1, 0.75, 0.25])
     np.testing.assert_allclose(ramp(4, 5, 9, 2), [0.25, 0.75, 1, 1])
     assert ramp(4, 2, 9, 2) == pytest.approx([0.25, 0.75, 0.75, 0.25])
+
+
+def test_parts_are_what_an_engine_takes_and_memory_holds() -> None:
+    def sizes(*arguments: int | None) -> list[int]:
+        parts = batch_parts(20, *arguments)  # type: ignore[arg-type]
+        assert [row for part in parts for row in range(20)[part]] == list(range(20))
+        return [len(range(20)[part]) for part in parts]
+
+    assert sizes(512 * 512) == [4] * 5
+    assert sizes(2048 * 2048) == [1] * 20
+    assert sizes(512 * 512, 1) == [1] * 20
+    assert sizes(512 * 512, 8) == [8, 8, 4]
+    assert sizes(2048 * 2048, 8) == [4] * 5
+    assert sizes(16384 * 16384, 8) == [1] * 20

@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
+from percoedge.engines.tensorrt.binding import Captures
 from percoedge.errors import EngineError, PercoedgeError, UsageError
 from percoedge.runtime.bench.case import Case, Limits, cases_from_options
 from percoedge.runtime.bench.machine import describe
@@ -95,6 +96,10 @@ def _lines(form: str, outcomes: Sequence[Outcome], machine: dict[str, Any]) -> l
     lines += write(stage_table(outcomes))
     if (on_gpu := device_table(outcomes)) is not None:
         lines += [*gap, f"{DEVICE_TIMES}:", *gap, *write(on_gpu)]
+    for number, outcome in enumerate(outcomes, 1):
+        if outcome.result is not None and outcome.result["cuda_graphs"] is not None:
+            captures = Captures(**outcome.result["cuda_graphs"])
+            lines += [*gap, f"case {number}, CUDA graphs: {captures}"]
     for number, outcome in enumerate(outcomes, 1):
         if outcome.error:
             lines += [*gap, f"case {number} failed: {outcome.error}"]

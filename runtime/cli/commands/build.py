@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import time
@@ -11,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+import msgspec
 
 from percoedge import __version__
 from percoedge.arguments import expect_size
@@ -24,10 +25,16 @@ from percoedge.engines.plans.build import (
     build_plan,
     check_targets,
     stage_graph,
+    writes_streams,
 )
 from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache
 from percoedge.engines.plans.profiles import Profile, profile_for
-from percoedge.engines.plans.record import BuildRequest, plan_stem, rebuild_command
+from percoedge.engines.plans.record import (
+    DISCRETE_BATCHES,
+    BuildRequest,
+    plan_stem,
+    rebuild_command,
+)
 from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.engines.tensorrt.library import Library, find_library, supported_targets
 from percoedge.errors import BackendError, OutputError, UsageError
@@ -39,6 +46,7 @@ __all__ = ["build"]
 
 _VARIANT = "fp16"
 _MAX_WORKSPACE_MIB = 1 << 20
+_SHARED_WORKSPACE_MIB = 2048
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,26 @@ class _Job:
     bundle: Bundle
     library: Library
     targets: tuple[int, ...]
-    driver: str | None
+    gpu: Gpu | None
     cache: PlanCache
     request: BuildRequest
+
+    @property
+    def driver(self) -> str | None:
+        """Newest CUDA that the driver knows; None without a GPU."""
+        return None if self.gpu is None else self.gpu.cuda_version
+
+    @property
+    def model(self) -> str | None:
+        """The only model of GPU that it is built for; TensorRT-RTX compiles where it runs."""
+        timed = self.gpu is not None and not supported_targets(self.library)
+        return self.gpu.model if self.gpu is not None and timed else None
+
+    @property
+    def ahead(self) -> tuple[int, ...]:
+        """Compute capabilities to build for in advance; none to build for the GPU at hand."""
+        listed = set(self.targets) <= set(supported_targets(self.library))
+        return self.targets if listed else ()
 
 
 def build(options: Namespace, console: Console) -> int:
@@ -58,16 +83,19 @@ def build(options: Namespace, console: Console) -> int:
     request = BuildRequest(
         bundle=_lasting_name(options.bundle),
         sizes=tuple(expect_size("--sizes", text, MAX_SIDE) for text in _items(options.sizes)),
-        batches=tuple(_number("batch", text) for text in _items(options.batch)) or (1,),
+        batches=tuple(_number("batch", text) for text in _items(options.batch)) or DISCRETE_BATCHES,
         workspace_mib=None if options.workspace is None else _workspace(options.workspace),
     )
     sms = tuple(sorted({_number("sm", text) for text in _items(options.sm)}))
     bundle = Bundle.open(options.bundle)
     profiles = _profiles(bundle, options.graph, request)
     library = find_library(options.backend)
-    targets, driver = _targets(library, sms)
+    targets, gpu = _targets(library, sms)
+    if gpu is not None and gpu.integrated:
+        request = _on_shared_memory(request, options, gpu)
+        profiles = _profiles(bundle, options.graph, request)
     cache = PlanCache(Path(options.cache).absolute() if options.cache else None)
-    job = _Job(bundle, library, targets, driver, cache, request)
+    job = _Job(bundle, library, targets, gpu, cache, request)
     began, rows = time.perf_counter(), []
     with console.progress() as line:
         for number, (kind, profile) in enumerate(profiles.items(), 1):
@@ -85,7 +113,7 @@ def build(options: Namespace, console: Console) -> int:
         "backend": library.name,
         "version": library.version,
         "targets": list(targets),
-        "driver": driver,
+        "driver": job.driver,
         "cache": os.fspath(cache.root),
         "seconds": round(time.perf_counter() - began, 3),
         "graphs": rows,
@@ -106,33 +134,54 @@ def _profiles(
     return profiles
 
 
-def _targets(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], str | None]:
-    """Compute capabilities to build for, and the driver of the GPU at hand, if there is one."""
-    if supported_targets(library):
-        check_targets(library, sms)
-        with contextlib.suppress(BackendError):
-            return sms or supported_targets(library), Gpu().cuda_version
-        return sms or supported_targets(library), None
+def _on_shared_memory(request: BuildRequest, options: Namespace, gpu: Gpu) -> BuildRequest:
+    """What was left to us, for a GPU that shares its memory with the host: one image at a time.
+
+    The library would take all of the memory to work in; here it is a quarter of what is free.
+    """
+    if options.batch is None:
+        request = msgspec.structs.replace(request, batches=(1,))
+    if options.workspace is None:
+        free_mib = gpu.memory_bytes()[0] >> 20
+        mib = max(1, min(_SHARED_WORKSPACE_MIB, free_mib // 4))
+        request = msgspec.structs.replace(request, workspace_mib=mib)
+    return request
+
+
+def _targets(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], Gpu | None]:
+    """Compute capabilities to build for, and the GPU at hand, if there is one.
+
+    That of the GPU at hand may be named even where the library does not list it: it then tells.
+    """
+    supported, gpu = supported_targets(library), None
     try:
         gpu = Gpu()
     except BackendError as error:
+        if supported:
+            check_targets(library, sms)
+            return sms or supported, None
         raise BackendError(
             f"{library.name} times its kernels on the GPU that is to run them, so it builds on "
             f"that machine only: {error}; for RTX GPUs, --backend tensorrt-rtx builds anywhere"
         ) from error
+    if supported:
+        if sms != (gpu.sm,):
+            check_targets(library, sms)
+        return sms or supported, gpu
     if sms not in ((), (gpu.sm,)):
         raise UsageError(
             f"expected --sm {gpu.sm}, as {library.name} builds for the GPU at hand only, got "
             f"{', '.join(map(str, sms))}; leave it out, or build on the other machine"
         )
-    return (gpu.sm,), gpu.cuda_version
+    return (gpu.sm,), gpu
 
 
 def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> dict[str, Any]:
     """Build and keep one engine file; returns its row of the report."""
     began = time.perf_counter()
     file_bytes = job.bundle.size_bytes([kind], _VARIANT)
-    memory.require(memory.build_bytes(file_bytes), f"building graph {kind!r}")
+    needed_bytes = memory.build_bytes(file_bytes, streams=writes_streams(job.library))
+    memory.require(needed_bytes, f"building graph {kind!r}")
     with job.cache.scratch() as folder:
         # no name for the source: the builder maps its files, and its bytes can go
         graph = stage_graph(job.bundle.read(kind, _VARIANT), folder)
@@ -147,7 +196,7 @@ def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> 
                     job.library,
                     folder / "plan",
                     log,
-                    targets=job.targets if supported_targets(job.library) else (),
+                    targets=job.ahead,
                     workspace_mib=job.request.workspace_mib,
                     progress=progress,
                 )
@@ -161,6 +210,7 @@ def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> 
             library=job.library,
             targets=job.targets,
             profile=profile,
+            device=job.model,
             flags=built.flags,
             driver=job.driver,
             request=job.request,

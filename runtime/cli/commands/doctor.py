@@ -188,10 +188,12 @@ def _golden_row(golden: GoldenStream, bundle: Bundle, backend: str) -> dict[str,
     from percoedge.runtime.codec import Codec
 
     ok: bool | None = False
-    reason = ""
+    reason, captured = "", None
     try:
         with Codec.load(bundle, backend) as codec:
-            found = token_digest(codec.decode_tokens(golden.data))
+            for _ in range(3):  # as it is, captured where that can be done, and launched again
+                found = token_digest(codec.decode_tokens(golden.data))
+            captured = getattr(codec.backend, "captures", None)
         ok = found == golden.tokens_sha256
         if not ok:
             expected = golden.tokens_sha256
@@ -200,7 +202,8 @@ def _golden_row(golden: GoldenStream, bundle: Bundle, backend: str) -> dict[str,
         reason = f"{type(error).__name__}: {error}"
         if backend in LIBRARIES and isinstance(error, BackendError):  # none built for this bundle
             ok = None
-    return {"backend": backend, "ok": ok, "reason": reason}
+    graphs = None if captured is None else str(captured)
+    return {"backend": backend, "ok": ok, "reason": reason, "cuda_graphs": graphs}
 
 
 def _lines(record: dict[str, Any]) -> list[str]:
@@ -225,7 +228,8 @@ def _lines(record: dict[str, Any]) -> list[str]:
         rows.append(("bundle", f"{bundle['name']} ({bundle['fingerprint'] or '?'}): {state}"))
     for row in record["golden"]:
         state = {True: "ok", False: "FAILED", None: f"not checked: {row['reason']}"}[row["ok"]]
-        rows.append(("golden stream", f"{row['backend']}: {state}"))
+        graphs = f", CUDA graphs: {row['cuda_graphs']}" if row["cuda_graphs"] else ""
+        rows.append(("golden stream", f"{row['backend']}: {state}{graphs}"))
     rows += [("problem", problem) for problem in record["problems"]]
     return [
         f"percoedge {record['percoedge']}",

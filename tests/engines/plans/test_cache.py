@@ -168,6 +168,19 @@ def test_a_plan_for_another_gpu(cache: PlanCache, store: Store) -> None:
     assert message.endswith(COMMAND.format(root=cache.root).replace("86,89", "86,89,120"))
 
 
+def test_a_plan_of_another_board(cache: PlanCache, store: Store) -> None:
+    """Boards of one compute capability differ in size, and kernels were timed on one of them."""
+    record = store(device="Orin, 16 multiprocessors")
+    assert cache.find("flow", GRAPH, RTX, 86, "Orin, 16 multiprocessors") == record
+    with pytest.raises(BackendError) as caught:
+        cache.find("flow", GRAPH, RTX, 86, "Orin, 8 multiprocessors")
+    message = str(caught.value)
+    assert "is for Orin, 16 multiprocessors, and this is Orin, 8 multiprocessors" in message
+    assert message.endswith(COMMAND.format(root=cache.root))
+    store(device=None)
+    assert cache.find("flow", GRAPH, RTX, 86, "Orin, 8 multiprocessors").device is None
+
+
 def test_a_gpu_that_no_plan_can_be_built_for(cache: PlanCache, store: Store) -> None:
     """Its number must not be among those to build for."""
     store()

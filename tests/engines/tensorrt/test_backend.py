@@ -23,6 +23,7 @@ from percoedge.engines.plans.record import PlanRecord
 from percoedge.engines.selection import available, select
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.errors import BackendError, UsageError
+from percoedge.runtime.bench.probe import Probe
 
 
 def latents(n: int = 1, h: int = 2, w: int = 3, seed: int = 0) -> dict[str, Any]:
@@ -65,10 +66,10 @@ class TestRefusedFeeds:
     @pytest.mark.parametrize(
         ("request_", "shape", "command"),
         [
-            ({"sizes": ((32, 16),)}, (1, 4, 9), "--sizes 32x16,36x16"),
+            ({"sizes": ((32, 16),)}, (1, 4, 9), "--sizes 32x16,36x16 --batch 1"),
             ({"sizes": ((32, 16), (30, 14))}, (2, 4, 9), "--sizes 32x16,30x14,36x16 --batch 1,2"),
             ({"sizes": ((32, 16),), "batches": (2, 3)}, (4, 2, 2), "--sizes 32x16 --batch 2,3,4"),
-            ({"sizes": ((4, 4),)}, (1, 2, 1), "build toy --backend NAME"),
+            ({"sizes": ((4, 4),)}, (1, 2, 1), "build toy --backend NAME --batch 1"),
             ({}, (2, 1, 1), "--batch 1,2"),
         ],
     )
@@ -283,3 +284,25 @@ class TestSelection:
             difference = np.asarray(image).astype(int) - want.astype(int)
             assert abs(difference).max() <= 1  # two at a time here, one at a time there
         assert (place.gpu.used_bytes, place.gpu.pinned_bytes) == (0, 0)
+
+
+def test_a_batch_goes_through_in_parts_of_the_plans_maximum(
+    make_place: Callable[..., Place],
+) -> None:
+    """Plans for one image at a time take several, and those for more take as many as they can."""
+    place, tiny = make_place("tensorrt"), Bundle.open("tiny")
+    rng = np.random.default_rng(5)
+    photos = [rng.integers(0, 256, (40, 72, 3), np.uint8) for _ in range(5)]
+    with Codec(tiny, OnnxRuntimeBackend(precision="fp16")) as cpu:
+        streams = [cpu.encode(photo) for photo in photos]
+        wanted = [np.asarray(cpu.decode(stream, steps=1)).astype(int) for stream in streams]
+    for most, runs in ((1, 5), (2, 3), (8, 1)):
+        for kind in tiny.kinds:
+            place.build(tiny, kind, batches=(most,), sizes=((72, 40),))
+        probe = Probe(place.backend)
+        with Codec(tiny, probe) as codec:
+            images = codec.decode_batch(streams, steps=1)
+        calls = [call.kind for call in probe.calls]
+        assert (calls.count("flow"), calls.count("decoder")) == (runs, runs)
+        for image, want in zip(images, wanted, strict=True):
+            assert abs(np.asarray(image) - want).max() <= 1

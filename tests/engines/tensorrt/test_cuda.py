@@ -13,7 +13,7 @@ import pytest
 from gpu_stand_in import FRESH, StandInGpu
 
 from percoedge.engines.tensorrt import cuda
-from percoedge.engines.tensorrt.cuda import Gpu
+from percoedge.engines.tensorrt.cuda import Captured, Gpu
 from percoedge.errors import BackendError
 
 
@@ -95,7 +95,7 @@ def test_captured_work_runs_when_it_is_launched(gpu: Gpu, machine: StandInGpu) -
         return True
 
     captured = gpu.capture(enqueue)
-    assert captured is not None
+    assert isinstance(captured, Captured)
     out.array[:] = 5
     gpu.copy(there.address, out.address, 64)
     captured.launch()
@@ -107,11 +107,45 @@ def test_captured_work_runs_when_it_is_launched(gpu: Gpu, machine: StandInGpu) -
 
 
 def test_work_that_cannot_be_captured(gpu: Gpu, machine: StandInGpu) -> None:
-    assert gpu.capture(lambda stream: False) is None
-    assert gpu.capture(lambda stream: bool(1 // 0)) is None
+    assert gpu.capture(lambda stream: False) == (
+        "the library refuses to queue it while it is recorded"
+    )
+    assert gpu.capture(lambda stream: bool(1 // 0)) == "integer division or modulo by zero"
     machine.capturable = False
-    assert gpu.capture(lambda stream: True) is None
+    assert "CAPTURE_INVALIDATED" in str(gpu.capture(lambda stream: True))
     gpu.wait()
+
+
+def test_work_is_captured_when_what_is_queued_is_done(gpu: Gpu) -> None:
+    """Libraries set up what they need in a first run, on a stream of their choice."""
+    there, out, back = gpu.allocate(64), gpu.pinned(64), gpu.pinned(64)
+    out.array[:] = 3
+    gpu.copy(there.address, out.address, 64)
+    gpu.copy(back.address, there.address, 64)
+    gpu.capture(lambda stream: bool((back.array == 3).all()) or bool(1 // 0))
+    assert (back.array == 3).all()
+
+
+def test_memory_that_is_freed_is_kept_until_it_is_needed(gpu: Gpu, machine: StandInGpu) -> None:
+    gpu.allocate(200 << 20).free()
+    gpu.wait()
+    assert machine.kept_bytes == 200 << 20
+    assert gpu.memory_bytes()[0] == 56 << 20
+    gpu.allocate(100 << 20)  # more than is left: what is kept goes back first
+    assert machine.kept_bytes == 0
+    gpu.allocate(1 << 20).free()
+    gpu.trim()
+    assert machine.kept_bytes == 0
+
+
+def test_a_gpu_without_memory_of_its_own_has_what_the_host_has(
+    machine: StandInGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.integrated = True
+    monkeypatch.setattr("percoedge.engines.memory.available_bytes", lambda: 12345)
+    assert Gpu().memory_bytes() == (12345, machine.total_bytes)
+    monkeypatch.setattr("percoedge.engines.memory.available_bytes", lambda: None)
+    assert Gpu().memory_bytes() == (machine.total_bytes, machine.total_bytes)
 
 
 def test_a_trace_tells_the_times_of_the_gpu(gpu: Gpu) -> None:
@@ -178,7 +212,7 @@ def test_a_wrong_call_is_no_loss(gpu: Gpu, machine: StandInGpu) -> None:
 def test_a_lost_gpu_fails_everywhere_in_the_same_words(gpu: Gpu, machine: StandInGpu) -> None:
     memory, host, mark = gpu.allocate(16), gpu.pinned(16), gpu.mark()
     captured = gpu.capture(lambda stream: True)
-    assert captured is not None
+    assert isinstance(captured, Captured)
     machine.break_down()
     said = set()
     for call in (
@@ -190,12 +224,12 @@ def test_a_lost_gpu_fails_everywhere_in_the_same_words(gpu: Gpu, machine: StandI
         lambda: gpu.allocate(16),
         lambda: gpu.pinned(1 << 16),
         captured.launch,
+        lambda: gpu.capture(lambda stream: True),
     ):
         with pytest.raises(BackendError, match=r"ILLEGAL_ADDRESS.*start the process again") as e:
             call()
         said.add(str(e.value))
     assert len(said) == 1
-    assert gpu.capture(lambda stream: True) is None
     memory.free()
     captured.free()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from tensorrt_stand_in import Place
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
+from percoedge.engines.tensorrt import binding
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.binding import TensorRtBuffer
 from percoedge.engines.tensorrt.library import LIBRARIES, find_library
@@ -206,6 +208,9 @@ class TestCudaGraphs:
         assert place.trt.contexts == 2
         assert place.trt.runs == 2 * 2  # one as it is, one to be captured
         assert place.gpu.launches == 2 * 4
+        captures = place.backend.captures
+        assert captures is not None and captures.refusals == {}
+        assert (captures.runs, captures.launches) == (10, 8)
 
     def test_rtx_captures_by_itself_and_keeps_its_kernels(
         self, make_place: Callable[..., Place], bundle: Bundle
@@ -255,6 +260,12 @@ class TestCudaGraphs:
             out = np.asarray(flow.run(feeds)["x_next"])
             np.testing.assert_allclose(out, reference(toy, feeds), rtol=1e-5, atol=1e-5)
         assert place.gpu.launches == 0
+        captures = place.backend.captures
+        assert captures is not None and (captures.runs, captures.launches) == (4, 0)
+        ((where, reason),) = captures.refusals.items()
+        assert where.startswith("graph 'flow'") and "CAPTURE_INVALIDATED" in reason
+        said = "captured 0 of 4 runs; graph 'flow' (fp16, tensorrt) cannot be captured: CUDA_ERROR"
+        assert str(captures).startswith(said)
 
     def test_shared_memory_that_grows_is_captured_anew(
         self, make_place: Callable[..., Place], bundle: Bundle, toy: Any
@@ -308,6 +319,19 @@ class TestMemory:
         for out, want in results:
             np.testing.assert_allclose(np.asarray(out), want, rtol=1e-5, atol=1e-5)
         assert place.trt.contexts == len(sizes) + 3
+
+    def test_what_is_open_at_the_end_of_the_process_is_closed(
+        self, place: Place, bundle: Bundle
+    ) -> None:
+        flow, decoder = place.load(bundle, "flow"), place.load(bundle, "decoder")
+        flow.run(latents(), on_device=True)
+        gc.collect()
+        assert place.gpu.used_bytes > 0
+        binding._close(weakref.ref(place.backend._open()))
+        assert (place.gpu.used_bytes, place.gpu.kept_bytes) == (0, 0)
+        for engine in (flow, decoder):
+            with pytest.raises(BackendError, match="is closed"):
+                engine.run({})
 
     def test_too_little_for_the_plan(self, place: Place, bundle: Bundle) -> None:
         place.gpu.total_bytes = 10

@@ -14,8 +14,9 @@ import pytest
 from percoedge.engines import memory
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache
-from percoedge.engines.tensorrt.library import Library, find_library
-from percoedge.errors import BackendError
+from percoedge.engines.plans.record import BuildRequest
+from percoedge.engines.tensorrt.library import Library, find_library, supported_targets
+from percoedge.errors import BackendError, UsageError
 from percoedge.runtime.cli.commands import build as build_command
 from percoedge.runtime.cli.console import Console, ProgressLine
 from percoedge.runtime.cli.main import main
@@ -84,7 +85,7 @@ def test_what_a_person_reads(run: Run, root: Path, library: Library, tmp_path: P
     result = run(*DECODER, "--cache", "elsewhere")
     row, total, advice = result.out.splitlines()
     assert row.startswith("decoder  ") and "MiB to work in" in row
-    assert "n 1..1, h 1..48, w 1..48" in row
+    assert "n 1..8, h 1..48, w 1..48" in row
     assert (
         f"1 engine file of bundle tiny for tensorrt-rtx {library.version}, SM 86, 89, 120, "
         in total
@@ -167,7 +168,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
         def gpu() -> Any:
             if sm is None:
                 raise BackendError("expected an NVIDIA GPU with its driver")
-            return SimpleNamespace(sm=sm, cuda_version="12.6")
+            return SimpleNamespace(sm=sm, cuda_version="12.6", integrated=False)
 
         monkeypatch.setattr(
             build_command, "find_library", lambda name: Library(name, "10.3.0", None)
@@ -192,8 +193,39 @@ def test_the_full_library_needs_the_gpu_it_builds_for(
 def test_the_full_library_builds_for_the_gpu_at_hand(full: Callable[[int | None], None]) -> None:
     full(87)
     library = build_command.find_library("tensorrt")
-    assert build_command._targets(library, ()) == ((87,), "12.6")
-    assert build_command._targets(library, (87,)) == ((87,), "12.6")
+    for named in ((), (87,)):
+        targets, gpu = build_command._targets(library, named)
+        assert targets == (87,) and gpu is not None and gpu.sm == 87
+
+
+def test_a_gpu_at_hand_that_is_not_listed_may_be_tried(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu: Any = SimpleNamespace(sm=90, cuda_version="13.0", integrated=False)
+    monkeypatch.setattr(build_command, "Gpu", lambda: gpu)
+    bundle, cache, request = Bundle.open("tiny"), PlanCache(), BuildRequest()
+    for named, targets, ahead in (
+        ((90,), (90,), ()),
+        ((86, 89), (86, 89), (86, 89)),
+        ((), supported_targets(library), supported_targets(library)),
+    ):
+        assert build_command._targets(library, named) == (targets, gpu)
+        job = build_command._Job(bundle, library, targets, gpu, cache, request)
+        assert job.ahead == ahead
+    with pytest.raises(UsageError, match="got 90"):
+        build_command._targets(library, (89, 90))
+
+
+@pytest.mark.parametrize(("free_mib", "workspace"), [(4000, 1000), (30000, 2048)])
+def test_shared_memory_is_not_taken_whole(free_mib: int, workspace: int) -> None:
+    """TensorRT would let one layer take all of it; and a board takes one image at a time."""
+    gpu: Any = SimpleNamespace(memory_bytes=lambda: (free_mib << 20, 1 << 36))
+    left = SimpleNamespace(batch=None, workspace=None)
+    request = build_command._on_shared_memory(BuildRequest(), left, gpu)  # type: ignore[arg-type]
+    assert (request.batches, request.workspace_mib) == ((1,), workspace)
+    asked = BuildRequest(batches=(1, 4), workspace_mib=77)
+    chosen: Any = SimpleNamespace(batch="1,4", workspace=77)
+    assert build_command._on_shared_memory(asked, chosen, gpu) == asked
 
 
 # ---- the line that shows progress ---------------------------------------------------------------
