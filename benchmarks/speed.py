@@ -41,7 +41,7 @@ from benchmarks.torch_codec import TorchCodec
 from percoedge import Codec
 from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.contract import TensorSpec
+from percoedge.engines.contract import Engine, TensorSpec
 from percoedge.engines.processors import usable_processors
 from percoedge.engines.selection import available, select
 from percoedge.engines.tensorrt.library import LIBRARIES
@@ -93,19 +93,30 @@ def matmul_rate(device: str, rounds: int = 10) -> float:
 
 
 class Scene:
-    """What all sides are given: a photo, random tokens and noise of its grid, and a condition."""
+    """What all sides are given: a photo, random tokens and noise of its grid, and a condition.
 
-    def __init__(self, bundle: Bundle, photo: Image.Image, inputs: tuple[TensorSpec, ...]) -> None:
+    ``count``: of how many pictures tokens, noise and condition are.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        photo: Image.Image,
+        inputs: tuple[TensorSpec, ...],
+        count: int = 1,
+    ) -> None:
         codec = bundle.codec
         self.pixels: NDArray[np.uint8] = np.array(photo)
         self.grid = tuple(-(-side // codec.stride) for side in self.pixels.shape[:2])
         cells = codec.stride // codec.latent_stride
         rng = np.random.default_rng(0)
-        self.tokens = rng.integers(0, codec.codebook_size, (1, *self.grid), np.int32)
+        self.tokens = rng.integers(0, codec.codebook_size, (count, *self.grid), np.int32)
         height, width = (cells * side for side in self.grid)
-        self.start = noise(0, codec.latent_channels, height, width)[None]
+        self.start = np.stack(
+            [noise(seed, codec.latent_channels, height, width) for seed in range(count)]
+        )
         self.condition: dict[str, Any] = {
-            spec.name: np.ones([1 if axis == "n" else int(axis) for axis in spec.shape], np.float32)
+            spec.name: np.ones([count if a == "n" else int(a) for a in spec.shape], np.float32)
             for spec in inputs
             if spec.name not in _STEP_INPUTS
         }
@@ -135,15 +146,23 @@ class EngineSide:
 
     def render(self, steps: int) -> object:
         """Tokens and noise as pixels."""
+        flow, decoder = self._loaded()
+        scene, codec = self._scene, self.bundle.codec
+        latent = sample(flow, scene.tokens, scene.start, steps, None, codec, scene.condition)
+        return decode_latent(decoder, latent, codec)
+
+    def flow(self) -> Engine:
+        """The flow's engine."""
+        flow: Engine = self._loaded()[0]
+        return flow
+
+    def _loaded(self) -> tuple[Any, ...]:
         if not self._engines:
             graphs = (self.bundle.graph(k, self.backend.variant) for k in ("flow", "decoder"))
             self._engines = tuple(
                 self._stack.enter_context(self.backend.load(graph)) for graph in graphs
             )
-        flow, decoder = self._engines
-        scene, codec = self._scene, self.bundle.codec
-        latent = sample(flow, scene.tokens, scene.start, steps, None, codec, scene.condition)
-        return decode_latent(decoder, latent, codec)
+        return self._engines
 
     def close(self) -> None:
         self._stack.close()
@@ -152,8 +171,8 @@ class EngineSide:
 class TorchSide:
     """PyTorch in the races."""
 
-    def __init__(self, name: str, config: str, device: str, scene: Scene) -> None:
-        self.codec, self._scene = TorchCodec(config, device, compiled=name == "compile"), scene
+    def __init__(self, codec: TorchCodec, scene: Scene) -> None:
+        self.codec, self._scene = codec, scene
         self.data = b"" if scene.condition else self.encode()
 
     def encode(self) -> bytes:
@@ -167,6 +186,11 @@ class TorchSide:
     def render(self, steps: int) -> object:
         """Tokens and noise as pixels."""
         return self.codec.render(*self.arguments(steps))
+
+    def flow(self) -> Engine:
+        """The flow as an engine."""
+        flow: Engine = self.codec.flow()
+        return flow
 
     def arguments(self, steps: int) -> tuple[Any, ...]:
         """What ``render`` is called with."""
@@ -295,7 +319,8 @@ def main() -> None:
         sides: dict[str, EngineSide | TorchSide] = {}
         for name in names:
             if name in TORCH:
-                sides[name] = TorchSide(name, config, args.device, scene)
+                mode = "default" if name == "compile" else None
+                sides[name] = TorchSide(TorchCodec(config, args.device, compiled=mode), scene)
             else:
                 ensure_plans(name, bundle, args.size)
                 sides[name] = EngineSide(name, bundle, scene, args.threads)

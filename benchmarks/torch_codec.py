@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,11 +26,11 @@ class TorchCodec:
     """A codec in PyTorch, with random weights: time does not depend on them.
 
     ``name``: of a configuration. Flow and autoencoder are in FP32 on a CPU and in FP16 on a GPU,
-    but tokens are encoded in FP32; with ``compiled`` everything goes through torch.compile. Passes,
-    steps, tiles and range coding are the runtime's.
+    but tokens are encoded in FP32; with ``compiled``, a mode of torch.compile, everything goes
+    through that. Passes, steps, tiles and range coding are the runtime's.
     """
 
-    def __init__(self, name: str, device: str = "cpu", *, compiled: bool = False) -> None:
+    def __init__(self, name: str, device: str = "cpu", *, compiled: str | None = None) -> None:
         torch.manual_seed(0)
         self.config = load_config(name)
         self._device = torch.device(device)
@@ -45,11 +46,13 @@ class TorchCodec:
             family.flow.to(dtype)
         self._flow: Any = FlowGraph(family, dtype)
         self._decoder: Any = DecoderGraph(family, dtype)
-        if compiled:
-            # one graph for each pass: its best
-            torch._dynamo.config.capture_scalar_outputs = True
+        if compiled is not None:
+            # one graph for each pass, and on a GPU for each batch: its best
+            dynamo: Any = importlib.import_module("torch._dynamo.config")
+            dynamo.capture_scalar_outputs = True
+            dynamo.recompile_limit = 64
             self._encoder, self._logits, self._flow, self._decoder = (
-                torch.compile(part)
+                torch.compile(part, mode=compiled, dynamic=False if device == "cuda" else None)
                 for part in (self._encoder, self._logits, self._flow, self._decoder)
             )
 
@@ -93,10 +96,13 @@ class TorchCodec:
         condition: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> NDArray[np.uint8]:
         """Tokens (n,h,w) and noise -> pixels; ``condition``: what the flow takes of captions."""
-        engine: Any = _TorchFlow(self._flow, self._device)
-        latent = sample(engine, tokens, start, steps, None, self.config.codec, condition)
+        latent = sample(self.flow(), tokens, start, steps, None, self.config.codec, condition)
         pixels: NDArray[np.uint8] = self._decoder(_tensor(latent, self._device)).cpu().numpy()
         return pixels
+
+    def flow(self) -> Any:
+        """The flow as an engine."""
+        return _TorchFlow(self._flow, self._device)
 
     def render_flops(self, *arguments: Any) -> int:
         """Operations of matrix products and convolutions in ``render(*arguments)``."""
@@ -139,10 +145,13 @@ class _TorchFlow:
     """The flow as an engine, so that PyTorch's pictures are cut and blended as the runtime's."""
 
     inputs = ()
+    max_batch: int | None = None
 
     def __init__(self, flow: Any, device: torch.device) -> None:
         self._flow, self._device = flow, device
 
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
         made = self._flow(**{name: _tensor(feed, self._device) for name, feed in feeds.items()})
+        if on_device and made.is_cuda:
+            made = made.clone()  # the next run of a CUDA graph writes where this one has written
         return {"x_next": _Tensor(made) if on_device else made.cpu().numpy()}

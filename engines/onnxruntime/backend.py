@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import io
 import os
 import tempfile
@@ -295,9 +296,14 @@ def _import_onnxruntime() -> Any:
 
 
 def _preload(ort: Any) -> None:
-    """Let ONNX Runtime find CUDA libraries that were installed as Python packages."""
+    """Let ONNX Runtime find CUDA libraries that were installed as Python packages.
+
+    By itself it looks beside its own package only, and they may lie elsewhere on the path.
+    """
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            for folder in _library_folders():
+                ort.preload_dlls(directory=folder)
             ort.preload_dlls()
 
 
@@ -311,6 +317,15 @@ def _missing_library(ort: Any) -> str:
             # without ONNX Runtime around it, it fails in any case, but last at its own symbols
             return "" if "undefined symbol" in str(error) else str(error)
     return ""
+
+
+def _library_folders() -> list[str]:
+    """Where NVIDIA's packages have libraries of CUDA and cuDNN: nvidia/cu13/lib and its like."""
+    found = importlib.util.find_spec("nvidia")
+    places = found.submodule_search_locations if found is not None else None
+    libraries = ("libcudart*", "libcublas*", "libcudnn.*")
+    folders = [lib for place in places or () for lib in sorted(Path(place).glob("*/lib"))]
+    return [str(lib) for lib in folders if any(list(lib.glob(name)) for name in libraries)]
 
 
 @contextlib.contextmanager

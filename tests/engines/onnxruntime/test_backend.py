@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -316,3 +317,19 @@ class TestMemory:
         np.testing.assert_allclose(np.asarray(out), want, rtol=1e-6)
         assert folders
         assert not Path(folders[0]).exists()
+
+
+def test_cuda_libraries_are_found_wherever_they_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cu13/lib/libcudart.so.13", "cudnn/lib/libcudnn.so.9", "nccl/lib/libnccl.so.2"):
+        (tmp_path / "nvidia" / name).parent.mkdir(parents=True)
+        (tmp_path / "nvidia" / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    asked: list[str | None] = []
+    ort = SimpleNamespace(preload_dlls=lambda directory=None: asked.append(directory))
+    onnxruntime_backend._preload(ort)
+    here = [str(tmp_path / "nvidia" / name / "lib") for name in ("cu13", "cudnn")]
+    assert [folder for folder in asked if folder in here] == here
+    assert str(tmp_path / "nvidia/nccl/lib") not in asked
+    assert asked[-1] is None

@@ -1,0 +1,148 @@
+"""Part "onnxruntime": its CUDA provider. Exact tokens, every graph against the CPU, what is left
+to the CPU, where the time goes, and what options of the provider change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.engine_calls import call_times
+from benchmarks.gpu.backends import BATCHES, differences, feeds_for
+from benchmarks.gpu.record import Options, Record, Skipped
+from percoedge import Codec
+from percoedge.engines.bundle import Bundle
+from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
+
+_NAME = "onnxruntime-cuda"
+_GOLDEN = Path(__file__).parent.parent.parent / "tests" / "golden"
+_ROUNDS = 50
+_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "default": {},
+    "TF32": {"use_tf32": "1"},
+    "channels last": {"prefer_nhwc": "1"},
+    "exhaustive search": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
+    "channels last, exhaustive search": {
+        "prefer_nhwc": "1",
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+    },
+}
+
+
+def onnxruntime(record: Record, options: Options) -> None:
+    """Skipped where the provider does not start; what fails does not stop the next."""
+    backend = OnnxRuntimeBackend(_NAME)
+    if (reason := backend.missing()) is not None:
+        raise Skipped(f"needs {_NAME}: {reason}")
+    bundle = Bundle.open(options.bundle)
+    for name, tf32 in {"TF32 off": "0", "TF32 on": "1"}.items():
+        on = OnnxRuntimeBackend(_NAME, provider_options={"use_tf32": tf32})
+        record.attempt(f"golden tokens/{name}", lambda b=on: golden_tokens(bundle, b))
+    for kind in bundle.kinds:
+        record.attempt(f"graphs/{kind}", lambda k=kind: _compare(bundle, backend, k))
+    for kind in bundle.kinds:
+        record.attempt(f"nodes/{kind}", lambda k=kind: _nodes(bundle, k))
+    for kind in bundle.kinds:
+        for name, chosen in _OPTIONS.items():
+            other = OnnxRuntimeBackend(_NAME, provider_options=chosen)
+            record.attempt(f"options/{kind}/{name}", lambda b=other, k=kind: _times(bundle, b, k))
+
+
+def golden_tokens(bundle: Bundle, backend: Any) -> dict[str, Any]:
+    """How many golden files decode to their tokens; names of those that do not."""
+    document = json.loads((_GOLDEN / "vectors.json").read_text())
+    if bundle.manifest.fingerprint != document["fingerprint"]:
+        raise Skipped("needs golden files for this bundle")
+    wrong = []
+    with Codec(bundle, backend) as codec:
+        for name, told in document["files"].items():
+            data = (_GOLDEN / f"{name}.pco").read_bytes()
+            tokens = codec.decode_tokens(data, bare=bool(told.get("bare", False)))
+            digest = hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
+            if digest != told["tokens_sha256"]:
+                wrong.append(name)
+    return {"files": len(document["files"]), "wrong": wrong}
+
+
+def _sizes(bundle: Bundle, kind: str, batch: int = 1) -> dict[str, int]:
+    """As in a decode of so many pictures of 512x512."""
+    sizes = {"n": batch, "h": 32, "w": 32, "p": 128, "l": 77}
+    if kind.startswith("flow"):
+        sizes |= {"n": 4 * batch, "h": bundle.codec.flow_tile, "w": bundle.codec.flow_tile}
+    return sizes
+
+
+def _compare(bundle: Bundle, backend: OnnxRuntimeBackend, kind: str) -> dict[str, Any]:
+    graph = bundle.graph(kind, backend.variant)
+    feeds: dict[str, Any] = dict(feeds_for(bundle, graph, _sizes(bundle, kind)))
+    with backend.load(graph) as engine:
+        got = engine.run(feeds)
+        again = engine.run(feeds)
+    with OnnxRuntimeBackend().load(bundle.graph(kind, "fp32")) as cpu:
+        wanted = cpu.run(feeds)
+    same = all(np.array_equal(np.asarray(got[name]), np.asarray(again[name])) for name in got)
+    return {"runs_are_the_same": same, "against_fp32_on_the_cpu": differences(got, wanted)}
+
+
+@dataclass(frozen=True)
+class _Profiled(OnnxRuntimeBackend):
+    """Sessions write down which node ran where, and for how long."""
+
+    prefix: str = ""
+
+    def _options(self, ort: Any) -> Any:
+        options = super()._options(ort)
+        options.enable_profiling = True
+        options.profile_file_prefix = self.prefix
+        return options
+
+
+def _nodes(bundle: Bundle, kind: str) -> dict[str, Any]:
+    """Nodes by provider, and the operators that took most of ten runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        backend = _Profiled(_NAME, prefix=str(Path(folder, "run")))
+        graph = bundle.graph(kind, backend.variant)
+        feeds: dict[str, Any] = dict(feeds_for(bundle, graph, _sizes(bundle, kind)))
+        with backend.load(graph) as engine:
+            for _ in range(10):
+                engine.run(feeds)
+            path = engine._session.end_profiling()
+        events = json.loads(Path(path).read_text())
+    nodes: dict[str, set[str]] = {}
+    on_cpu: Counter[str] = Counter()
+    copies = set()
+    spent_us: Counter[str] = Counter()
+    for event in events:
+        told = event.get("args", {})
+        if event.get("cat") != "Node" or "provider" not in told:
+            continue
+        provider, operator = told["provider"], told.get("op_name", "?")
+        if provider == "CPUExecutionProvider" and event["name"] not in nodes.get(provider, ()):
+            on_cpu[operator] += 1
+        if operator.startswith("Memcpy"):
+            copies.add(event["name"])
+        nodes.setdefault(provider, set()).add(event["name"])
+        spent_us[f"{operator} ({provider.removesuffix('ExecutionProvider')})"] += event["dur"]
+    return {
+        "nodes": {provider: len(names) for provider, names in nodes.items()},
+        "left_to_the_cpu": dict(on_cpu),
+        "copies_between_them": len(copies),
+        "host_us_of_ten_runs": dict(spent_us.most_common(12)),
+    }
+
+
+def _times(bundle: Bundle, backend: OnnxRuntimeBackend, kind: str) -> dict[str, Any]:
+    found = {}
+    graph = bundle.graph(kind, backend.variant)
+    with backend.load(graph) as engine:
+        for batch in BATCHES:
+            feeds: dict[str, Any] = dict(feeds_for(bundle, graph, _sizes(bundle, kind, batch)))
+            found[f"batch {batch}"] = call_times(engine, feeds, _ROUNDS)
+    return found
