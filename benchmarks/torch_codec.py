@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,8 @@ class TorchCodec:
             family = Family(self.config).eval()
         family.to(self._device, memory_format=torch.channels_last)
         family.mim.exact = True
-        self._encoder: Any = EncoderGraph(family, torch.float32)
+        # of its own: it shares modules with the parts that turn into FP16
+        self._encoder: Any = EncoderGraph(copy.deepcopy(family), torch.float32)
         self._logits: Any = family.mim.integer_logits
         if dtype != torch.float32:
             family.vae.to(dtype)

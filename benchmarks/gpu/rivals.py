@@ -1,6 +1,6 @@
 """Part "torch": every backend that works here against PyTorch in FP16, taking turns.
 
-Sides are the backends, PyTorch in eager mode, and torch.compile in two modes; all convolutions are
+Sides are the backends, PyTorch in eager mode, and torch.compile in three modes; all convolutions are
 channels last. One picture is raced through the whole decode, and through flow and decoder alone
 ("render"), at 1, 2 and 4 steps; then batches through "render", in images a second, and the flow
 alone, in operations a second, beside the rate of one large matrix product.
@@ -26,8 +26,14 @@ from percoedge.engines.bundle import Bundle
 from percoedge.runtime.tiles import overlapping_tiles
 
 _STEPS = (1, 2, 4)
-_EAGER, _COMPILED, _TUNED = "eager", "compile: reduce-overhead", "compile: max-autotune"
-_MODES = {_EAGER: None, _COMPILED: "reduce-overhead", _TUNED: "max-autotune-no-cudagraphs"}
+_EAGER, _COMPILED, _GRAPHS = "eager", "compile", "compile: reduce-overhead"
+_TUNED = "compile: max-autotune"
+_MODES = {
+    _EAGER: None,
+    _COMPILED: "default",
+    _GRAPHS: "reduce-overhead",
+    _TUNED: "max-autotune-no-cudagraphs",
+}
 _DEVICE = "cuda"
 _SIDE = 512
 _ROUNDS, _BATCH_ROUNDS = 20, 8
@@ -97,7 +103,8 @@ def torch(record: Record, options: Options) -> None:
         # One after the other, as compiling and tuning may take longer than there is.
         for label, more, counts in (
             ("uncompiled", (*names, _EAGER), BATCHES),
-            ("compiled", (_COMPILED,), BATCHES),
+            ("compiled", (_COMPILED,), (1, 16)),
+            ("captured", (_GRAPHS,), BATCHES),
             ("tuned", (_TUNED,), (1,)),
         ):
             for name in more:
