@@ -64,7 +64,8 @@ def run_part(name: str, out: Path, bundle: str, commit: str | None, limit_s: flo
     with contextlib.suppress(OSError, ValueError):
         document = json.loads(path.read_text())
     if document["status"] == "running":
-        document["status"] = ended
+        said = (out / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        document["status"] = ": ".join([ended, *said[-1:]])
         document["seconds"] = round(time.perf_counter() - began, 1)
         path.write_text(json.dumps(document, indent=2) + "\n")
     return str(document["status"])

@@ -15,6 +15,7 @@ from benchmarks.gpu.record import Record, Skipped
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Graph, TensorSpec, split_axis
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
+from percoedge.engines.selection import BACKENDS
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.engines.tensorrt.library import LIBRARIES, find_library
@@ -24,7 +25,6 @@ from percoedge.runtime.cli.main import main as percoedge
 __all__ = ["BATCHES", "build", "differences", "feeds_for", "gpu_backends", "with_gpu"]
 
 BATCHES = (1, 4, 16)
-_ORT = ("onnxruntime-cuda", "onnxruntime-rtx", "onnxruntime-tensorrt")
 
 
 def with_gpu() -> Gpu:
@@ -60,7 +60,9 @@ def gpu_backends(record: Record, bundle: Bundle) -> dict[str, Backend]:
     """
     working: dict[str, Backend] = {}
     reasons = {}
-    for name in (*_ORT, *LIBRARIES):
+    for name in BACKENDS:
+        if name == "onnxruntime-cpu":
+            continue
         try:
             working[name] = _opened(name, bundle)
         except PercoedgeError as error:

@@ -12,10 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import describe
 from benchmarks.gpu.record import Options, Record, Skipped
-from percoedge.engines.plans.cache import CACHE_VARIABLE
-from percoedge.runtime.bench.machine import describe as describe_machine
 
 PARTS = {
     "device": ("hardware", "device"),
@@ -37,7 +34,10 @@ _PACKAGES = (
 
 
 def head(part: str, commit: str | None, bundle: str) -> dict[str, Any]:
-    """What a part was measured on, and how it was called."""
+    """What a part was measured on, and how it was called; raises ImportError."""
+    from benchmarks.environment import describe
+    from percoedge.runtime.bench.machine import describe as describe_machine
+
     environment = describe(_PACKAGES)
     environment["command"] = f"python -m benchmarks.gpu {part} --bundle {Path(bundle).name}"
     if commit:
@@ -62,16 +62,21 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=600)
     parser.add_argument("--commit")
     args = parser.parse_args()
-    os.environ.setdefault(CACHE_VARIABLE, str(args.out / "plans"))
+    os.environ.setdefault("PERCOEDGE_CACHE", str(args.out / "plans"))
     began = time.perf_counter()
-    record = Record(args.out / f"{args.part}.json", head(args.part, args.commit, args.bundle))
+    path = args.out / f"{args.part}.json"
+    record = Record(path, {"part": args.part})
     module, function = PARTS[args.part]
     try:
+        record = Record(path, head(args.part, args.commit, args.bundle))
         run = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
         run(record, Options(args.out, args.bundle, args.limit))
         status, code = "done", 0
     except Skipped as reason:
         status, code = f"skipped: {reason}", 0
+    except ImportError as error:
+        traceback.print_exc()
+        status, code = f"skipped: needs a package: {error}", 0
     except Exception as error:
         traceback.print_exc()
         status, code = f"failed: {type(error).__name__}: {error}", 1

@@ -86,6 +86,11 @@ class TensorRtBackend:
         """What was captured as CUDA graphs so far; None for TensorRT-RTX: it does that itself."""
         return None if self.name == "tensorrt-rtx" else self._open().captures
 
+    @property
+    def multiprocessors(self) -> int:
+        """How many the GPU has."""
+        return self._open().gpu.multiprocessors
+
     def trace(self) -> AbstractContextManager[dict[str, float]]:
         """What the GPU's time goes to in this backend's calls; see ``Gpu.trace``."""
         return self._open().gpu.trace()

@@ -56,7 +56,8 @@ class Gpu:
             major, minor = device.compute_capability
             self.name, self.sm = str(device.name), 10 * major + minor
             properties = device.properties
-            self.model = f"{self.name}, {properties.multiprocessor_count} multiprocessors"
+            self.multiprocessors = int(properties.multiprocessor_count)
+            self.model = f"{self.name}, {self.multiprocessors} multiprocessors"
             self.integrated = bool(properties.integrated)
             version = self._driver("cuDriverGetVersion")[0]
             self.cuda_version = f"{version // 1000}.{version % 1000 // 10}"

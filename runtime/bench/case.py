@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from percoedge.arguments import expect_size
 from percoedge.bitstream.container import MAX_SIDE
@@ -18,11 +18,15 @@ __all__ = ["Case", "Limits", "cases_from_options"]
 
 _MAX_BATCH = 1024
 _MAX_THREADS = 1024
+_MAX_STREAMS = 64
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is decoded and how. ``threads`` None: as many as the backend takes by itself."""
+    """What is decoded and how. ``threads`` None: as many as the backend takes by itself.
+
+    ``streams``: how many such decodes run at the same time.
+    """
 
     bundle: str
     backend: str
@@ -32,12 +36,15 @@ class Case:
     steps: int
     threads: int | None
     low_memory: bool = False
+    streams: int = 1
 
     def __str__(self) -> str:
         words = [f"{self.bundle} {self.backend} {self.width}x{self.height}"]
         words += [f"batch {self.batch}", _counted(self.steps, "step")]
         if self.threads is not None:
             words.append(_counted(self.threads, "thread"))
+        if self.streams > 1:
+            words.append(_counted(self.streams, "stream"))
         return ", ".join(words)
 
 
@@ -61,16 +68,17 @@ def cases_from_options(options: Namespace) -> list[Case]:
     threads: list[int | None] = [None]
     if options.threads is not None:
         threads = [_number("threads", text, _MAX_THREADS) for text in _items(options.threads)]
+    streams = [_number("streams", text, _MAX_STREAMS) for text in _items(options.lanes)]
     cases = []
     for name in _items(options.bundle):
         steps = [Bundle.open(name).codec.steps]
         if options.steps is not None:
             steps = [_number("steps", text, MAX_STEPS) for text in _items(options.steps)]
-        for backend, (width, height), batch, count, number in itertools.product(
-            backends, sizes, batches, steps, threads
+        for backend, (width, height), batch, count, number, lanes in itertools.product(
+            backends, sizes, batches, steps, threads, streams
         ):
-            case = Case(name, backend, width, height, batch, count, number, options.low_memory)
-            cases.append(case)
+            case = Case(name, backend, width, height, batch, count, number)
+            cases.append(replace(case, low_memory=options.low_memory, streams=lanes))
     return cases
 
 

@@ -6,6 +6,7 @@ to images in memory. Writing the images as PNG is timed beside it and not counte
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import statistics
@@ -24,9 +25,11 @@ from percoedge.engines.contract import Backend
 from percoedge.engines.selection import select
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import ENQUEUE
+from percoedge.errors import EngineError
 from percoedge.runtime.bench.case import Case, Limits
 from percoedge.runtime.bench.ceiling import measure_ceiling
-from percoedge.runtime.bench.meters import DeviceMemory, find_meter, peak_host_bytes
+from percoedge.runtime.bench.lanes import Lanes
+from percoedge.runtime.bench.meters import GpuWatch, find_meter, peak_host_bytes
 from percoedge.runtime.bench.probe import Call, Probe, stages_of
 from percoedge.runtime.bench.rates import graph_runs
 from percoedge.runtime.codec import Codec
@@ -36,31 +39,39 @@ __all__ = ["encode_photo", "measure", "measure_on"]
 
 _WRITE = "write png"
 _TRACED_DECODES = 10
+_LEAST_ENCODES = 3
 
 
 def encode_photo(case: Case) -> bytes:
     """The shipped photo in the size of a case, encoded with its bundle on its backend."""
-    with Image.open(shipped_photo()) as photo:
-        resized = photo.convert("RGB").resize((case.width, case.height))
     with Codec.load(
         case.bundle, case.backend, threads=case.threads, low_memory=case.low_memory
     ) as codec:
-        return codec.encode(resized, max_pixels=MAX_SIDE**2)
+        return codec.encode(_photo(case), max_pixels=MAX_SIDE**2)
 
 
 def measure(case: Case, limits: Limits, stream: bytes) -> dict[str, Any]:
     """Measure a case in this process. Raises what opening and decoding raise."""
     bundle = Bundle.open(case.bundle)
-    backend = select(case.backend, bundle=bundle, threads=case.threads)
-    return measure_on(bundle, backend, case, limits, stream)
+    backends = [
+        select(case.backend, bundle=bundle, threads=case.threads) for _ in range(case.streams)
+    ]
+    return measure_on(bundle, backends[0], case, limits, stream, backends[1:])
 
 
 def measure_on(
-    bundle: Bundle, backend: Backend, case: Case, limits: Limits, stream: bytes
+    bundle: Bundle,
+    backend: Backend,
+    case: Case,
+    limits: Limits,
+    stream: bytes,
+    others: Sequence[Backend] = (),
 ) -> dict[str, Any]:
     """Measure a case on a backend that is there; values are such that JSON can hold.
 
-    None is what is unknown: this machine or backend does not tell it.
+    ``others``: decode the same at the same time. Latency and stages are those of ``backend`` among
+    them, images a second those of all. None is what is unknown: this machine or backend does not
+    tell it.
     """
     probe = Probe(backend)
     schedule = unpack(stream).header.schedule or bundle.codec.schedule
@@ -69,24 +80,31 @@ def measure_on(
     rows: list[dict[str, float]] = []
     starts: list[float] = []
     latencies: list[float] = []
-    with Codec(bundle, probe, low_memory=case.low_memory) as codec, DeviceMemory(on_gpu) as memory:
+    lanes = Lanes(bundle, others, lambda c: _decode(c, case, stream), case.low_memory)
+    with Codec(bundle, probe, low_memory=case.low_memory) as codec:
         first_ms, _, calls = _once(codec, probe, case, stream, schedule)
-        ends = time.perf_counter() + limits.warmup_seconds
-        while time.perf_counter() < ends:
-            _once(codec, probe, case, stream, schedule)
-        gc.collect()
-        if meter is not None:
-            meter.start()
-        began = time.perf_counter()
-        while len(rows) < limits.iterations or time.perf_counter() - began < limits.seconds:
-            starts.append((time.perf_counter() - began) * 1000)
-            latency_ms, stages, calls = _once(codec, probe, case, stream, schedule)
-            latencies.append(latency_ms)
-            rows.append(stages)
-        joules = None if meter is None else meter.stop()
-        peak = peak_host_bytes()
+        with lanes, GpuWatch(on_gpu) as watch:
+            ends = time.perf_counter() + limits.warmup_seconds
+            while time.perf_counter() < ends:
+                _once(codec, probe, case, stream, schedule)
+            gc.collect()
+            if meter is not None:
+                meter.start()
+            began = time.perf_counter()
+            while len(rows) < limits.iterations or time.perf_counter() - began < limits.seconds:
+                starts.append((time.perf_counter() - began) * 1000)
+                latency_ms, stages, calls = _once(codec, probe, case, stream, schedule)
+                latencies.append(latency_ms)
+                rows.append(stages)
+            ended = time.perf_counter()
+            joules = None if meter is None else meter.stop()
+            peak = peak_host_bytes()
         device_ms = _device_times(backend, lambda: _once(codec, probe, case, stream, schedule)[0])
-    images = case.batch * len(latencies)
+    encode_rows: list[dict[str, float]] = []
+    with contextlib.suppress(EngineError):  # boards that only decode have no engine file of it
+        encode_rows = _encode_times(bundle, backend, case, limits, schedule)
+    images = case.batch * (len(latencies) + lanes.done_between(began, ended))
+    seconds = ended - began if others else sum(latencies) / 1000  # with no PNG among the decodes
     medians = _medians(rows)
     runs = graph_runs(bundle, backend.variant, medians, calls)
     ceiling = measure_ceiling(backend, int8=any(run.int8_ops for run in runs))
@@ -97,13 +115,16 @@ def measure_on(
         "iterations": len(latencies),
         "first_ms": round(first_ms, 3),
         "latency_ms": _summary(latencies),
-        "images_per_s": round(images / (sum(latencies) / 1000), 4),
+        "images_per_s": round(images / seconds, 4),
         "stages_ms": medians,
+        "encode_ms": _summary([row["latency"] for row in encode_rows]) if encode_rows else None,
+        "encode_stages_ms": _medians(encode_rows) if encode_rows else None,
         "device_ms": device_ms,
         "cuda_graphs": _cuda_graphs(backend),
         "outside_engines": _outside(calls, medians, statistics.median(latencies)),
         "peak_host_bytes": peak,
-        "peak_device_bytes": memory.peak_bytes,
+        "peak_device_bytes": watch.peak_bytes,
+        "gpu": _gpu_state(backend, watch),
         "joules_per_image": None if joules is None else round(joules / images, 6),
         "energy_source": None if joules is None or meter is None else meter.source,
         "ceiling": ceiling.record(),
@@ -116,24 +137,55 @@ def measure_on(
     }
 
 
+def _photo(case: Case) -> Image.Image:
+    with Image.open(shipped_photo()) as photo:
+        return photo.convert("RGB").resize((case.width, case.height))
+
+
+def _decode(codec: Codec, case: Case, stream: bytes) -> list[Image.Image]:
+    if case.batch == 1:
+        return [codec.decode(stream, steps=case.steps, max_pixels=MAX_SIDE**2)]
+    return codec.decode_batch([stream] * case.batch, steps=case.steps, max_pixels=MAX_SIDE**2)
+
+
 def _once(
     codec: Codec, probe: Probe, case: Case, stream: bytes, schedule: str
 ) -> tuple[float, dict[str, float], list[Call]]:
-    """One decode: its latency, its stages with the writing behind them, and its calls."""
+    """One decode: its latency, its stages with the writing behind them, and its calls.
+
+    Nothing is written while others decode: it would be a lane that is idle.
+    """
     probe.calls.clear()
     began = time.perf_counter()
-    if case.batch == 1:
-        images = [codec.decode(stream, steps=case.steps, max_pixels=MAX_SIDE**2)]
-    else:
-        images = codec.decode_batch([stream] * case.batch, steps=case.steps, max_pixels=MAX_SIDE**2)
+    images = _decode(codec, case, stream)
     latency_ms = (time.perf_counter() - began) * 1000
     calls = list(probe.calls)
     stages = stages_of(codec.timings_ms, calls, schedule, latency_ms)
-    began = time.perf_counter()
-    for image in images:
-        write_image(np.asarray(image), io.BytesIO(), "PNG")
-    stages[_WRITE] = (time.perf_counter() - began) * 1000
+    if case.streams == 1:
+        began = time.perf_counter()
+        for image in images:
+            write_image(np.asarray(image), io.BytesIO(), "PNG")
+        stages[_WRITE] = (time.perf_counter() - began) * 1000
     return latency_ms, stages, calls
+
+
+def _encode_times(
+    bundle: Bundle, backend: Backend, case: Case, limits: Limits, schedule: str
+) -> list[dict[str, float]]:
+    """Milliseconds of encoding one photo from pixels in memory, and of its stages, row by row."""
+    photo = _photo(case)
+    rows: list[dict[str, float]] = []
+    with Codec(bundle, backend, low_memory=case.low_memory) as codec:
+        codec.encode(photo, schedule=schedule, max_pixels=MAX_SIDE**2)
+        ends = time.perf_counter() + limits.seconds
+        while len(rows) < _LEAST_ENCODES or (
+            len(rows) < limits.iterations and time.perf_counter() < ends
+        ):
+            began = time.perf_counter()
+            codec.encode(photo, schedule=schedule, max_pixels=MAX_SIDE**2)
+            latency_ms = (time.perf_counter() - began) * 1000
+            rows.append({**codec.timings_ms, "latency": latency_ms})
+    return rows
 
 
 def _device_times(backend: Backend, decode: Callable[[], float]) -> dict[str, float] | None:
@@ -162,6 +214,14 @@ def _cuda_graphs(backend: Backend) -> dict[str, Any] | None:
     if not isinstance(backend, TensorRtBackend) or backend.captures is None:
         return None
     return asdict(backend.captures)
+
+
+def _gpu_state(backend: Backend, watch: GpuWatch) -> dict[str, Any] | None:
+    """Clocks, power and temperature during the decodes, and the multiprocessors behind them."""
+    state = watch.record()
+    if not isinstance(backend, TensorRtBackend):
+        return state
+    return {"multiprocessors": backend.multiprocessors, **(state or {})}
 
 
 def _outside(calls: Sequence[Call], medians: Mapping[str, float], median_ms: float) -> float | None:

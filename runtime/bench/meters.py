@@ -1,4 +1,4 @@
-"""Peak memory and energy of a stretch of work, from whatever this machine can read; None where not.
+"""Memory, clocks and energy of a stretch of work, from what this machine can read; None where not.
 
 None stands for "unknown" and never for 0: most virtual machines read no energy at all, and on
 Jetson boards NVML reads no power, so tegrastats is asked there.
@@ -11,6 +11,7 @@ import importlib
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
@@ -20,10 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["DeviceMemory", "Meter", "find_meter", "nvml_gpu", "peak_host_bytes"]
+__all__ = ["GpuWatch", "Meter", "find_meter", "nvml_gpu", "peak_host_bytes"]
 
 _SAMPLE_SECONDS = 0.02
 _TEGRASTATS_MS = 100
+# Numbers of nvml.h: clocks, the sensor of the GPU, and why clocks are held down (idle left out).
+_CLOCK_SM, _CLOCK_MEMORY, _SENSOR_GPU = 1, 2, 0
+_THROTTLE_REASONS = {
+    **{0x2: "clocks set by the user", 0x4: "power cap", 0x8: "hardware slowdown"},
+    **{0x10: "sync boost", 0x20: "thermal, software", 0x40: "thermal, hardware"},
+    **{0x80: "power brake", 0x100: "display clock"},
+}
 _RAIL = re.compile(r"\b([A-Z][A-Z0-9_]+) (\d+)(?:mW)?/\d+(?:mW)?(?=\s|$)")
 _WHOLE_BOARD = ("VDD_IN", "POM_5V_IN")
 
@@ -67,30 +75,62 @@ def nvml_gpu() -> Iterator[tuple[Any, Any] | None]:
             nvml.nvmlShutdown()
 
 
-class DeviceMemory:
-    """Peak of the GPU's memory in use, by all programs, while the ``with`` lasts.
+class GpuWatch:
+    """Looks at the GPU, with all programs on it, while the ``with`` lasts; not without ``wanted``.
 
-    ``peak_bytes`` is None where NVML does not tell, and without ``wanted``.
+    ``peak_bytes``: the most memory that was in use. None where NVML does not tell.
     """
 
     def __init__(self, wanted: bool) -> None:
         self.peak_bytes: int | None = None
+        self._seen: dict[str, list[float]] = {}
+        self._reasons = 0
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True) if wanted else None
+
+    def record(self) -> dict[str, Any] | None:
+        """Medians of clocks (MHz) and power, the highest temperature, why clocks were held down.
+
+        None where nothing was told.
+        """
+        if not self._seen:
+            return None
+        record: dict[str, Any] = {
+            name: max(values) if name == "celsius" else statistics.median(values)
+            for name, values in self._seen.items()
+        }
+        held = [name for bit, name in _THROTTLE_REASONS.items() if self._reasons & bit]
+        return {**record, "throttled": ", ".join(held) or "no"}
 
     def _sample(self) -> None:
         with nvml_gpu() as found:
             while found is not None:
-                nvml, gpu = found
-                try:
-                    used = int(nvml.nvmlDeviceGetMemoryInfo(gpu).used)
-                except nvml.NVMLError:
-                    return
-                self.peak_bytes = max(used, self.peak_bytes or 0)
+                self._look(*found)
                 if self._ends.wait(_SAMPLE_SECONDS):
                     return
 
-    def __enter__(self) -> DeviceMemory:
+    def _look(self, nvml: Any, gpu: Any) -> None:
+        def ask(function: str, *arguments: Any) -> Any:
+            with contextlib.suppress(nvml.NVMLError, AttributeError):
+                return getattr(nvml, function)(gpu, *arguments)
+            return None
+
+        memory = ask("nvmlDeviceGetMemoryInfo")
+        if memory is not None:
+            self.peak_bytes = max(int(memory.used), self.peak_bytes or 0)
+        milliwatts = ask("nvmlDeviceGetPowerUsage")
+        values = {
+            "sm_mhz": ask("nvmlDeviceGetClockInfo", _CLOCK_SM),
+            "memory_mhz": ask("nvmlDeviceGetClockInfo", _CLOCK_MEMORY),
+            "watts": None if milliwatts is None else milliwatts / 1000,
+            "celsius": ask("nvmlDeviceGetTemperature", _SENSOR_GPU),
+        }
+        for name, value in values.items():
+            if value is not None:
+                self._seen.setdefault(name, []).append(value)
+        self._reasons |= ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+
+    def __enter__(self) -> GpuWatch:
         if self._thread is not None:
             self._thread.start()
         return self

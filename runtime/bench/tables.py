@@ -75,6 +75,7 @@ def _words(case: Case) -> tuple[str, ...]:
         f"batch {case.batch}",
         f"{case.steps} step{'' if case.steps == 1 else 's'}",
         f"threads {case.threads or 'auto'}",
+        f"{case.streams} stream{'' if case.streams == 1 else 's'}",
     )
 
 
@@ -90,8 +91,8 @@ def grouped(stages_ms: Mapping[str, float]) -> dict[str, float]:
 def summary_table(outcomes: Sequence[Outcome]) -> Table:
     """One row for each case that was measured: latency, throughput, memory, energy."""
     header = (
-        *("case", "bundle", "backend", "size", "batch", "steps", "threads"),
-        *("p50 ms", "p90", "p95", "p99", "mean", "sd", "images/s", "outside engines"),
+        *("case", "bundle", "backend", "size", "streams", "batch", "steps", "threads"),
+        *("p50 ms", "p90", "p95", "p99", "mean", "sd", "images/s", "encode ms", "outside engines"),
         *("host MiB", "device MiB", "J/image", "flow of matrix rate"),
     )
     rows = []
@@ -106,9 +107,10 @@ def summary_table(outcomes: Sequence[Outcome]) -> Table:
             (
                 *(str(number), case.bundle, f"{result['backend']}:{result['variant']}"),
                 f"{case.width}x{case.height}",
-                *(str(case.batch), str(case.steps), str(case.threads or "auto")),
+                *map(str, (case.streams, case.batch, case.steps, case.threads or "auto")),
                 *(f"{latency[name]:.1f}" for name in ("p50", "p90", "p95", "p99", "mean", "sd")),
                 f"{result['images_per_s']:.2f}",
+                UNKNOWN if result["encode_ms"] is None else f"{result['encode_ms']['p50']:.1f}",
                 _share(result["outside_engines"]),
                 _mebibytes(result["peak_host_bytes"]),
                 _mebibytes(result["peak_device_bytes"]),

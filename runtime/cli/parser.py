@@ -283,6 +283,7 @@ def _add_bench(commands: _Commands) -> None:
         ("bundle", "tiny", "NAME"),
         ("backend", "auto", "NAME"),
         ("size", "512x512", "WxH"),
+        ("streams", "1", "N"),
         ("batch", "1", "N"),
         ("steps", None, "N"),
         ("threads", None, "N"),
@@ -290,6 +291,7 @@ def _add_bench(commands: _Commands) -> None:
         text = {"steps": "the bundle's", "threads": "the backend's"}.get(name, default)
         bench.add_argument(
             f"--{name}",
+            dest="lanes" if name == "streams" else name,  # "streams" is taken: see parse
             default=default,
             metavar=f"{metavar},...",
             help=f"several with commas between them (default: {text})",

@@ -41,8 +41,18 @@ def test_parts_without_a_gpu_are_skipped_and_packed(
 
 
 def test_a_part_that_hangs_is_ended(tmp_path: Path) -> None:
-    assert run_part("cuda", tmp_path, "tiny", None, 0.01) == "failed: was not done within 0 s"
+    status = run_part("cuda", tmp_path, "tiny", None, 0.01)
+    assert status.startswith("failed: was not done within 0 s")
     assert json.loads((tmp_path / "cuda.json").read_text())["status"].startswith("failed")
+
+
+def test_a_package_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "msgspec.py").write_text("raise ImportError('No module named msgspec')")
+    monkeypatch.syspath_prepend(tmp_path)
+    status = run_part("cuda", tmp_path, "tiny", None, 30)
+    assert status == "skipped: needs a package: No module named msgspec"
 
 
 def test_a_part_that_crashes_is_said_to_have_failed(

@@ -15,7 +15,7 @@ from percoedge.runtime.bench.tables import labels
 def options_of(**changes: Any) -> Namespace:
     defaults = {
         **{"bundle": "tiny", "backend": "auto", "size": "64x32", "batch": "1"},
-        **{"steps": None, "threads": None, "low_memory": False},
+        **{"steps": None, "threads": None, "lanes": "1", "low_memory": False},
     }
     return Namespace(**{**defaults, **changes})
 
@@ -25,6 +25,12 @@ def test_every_combination_is_a_case() -> None:
     cases = cases_from_options(options)
     assert len(set(cases)) == len(cases) == 16
     assert cases[0] == Case("tiny", "auto", 64, 32, 1, 1, 1)
+
+
+def test_streams_are_cases_too() -> None:
+    one, four = cases_from_options(options_of(lanes="1,4"))
+    assert (one.streams, four.streams) == (1, 4)
+    assert str(four) == f"{one}, 4 streams"
 
 
 def test_steps_are_those_of_the_bundle() -> None:
@@ -40,6 +46,7 @@ def test_steps_are_those_of_the_bundle() -> None:
         ({"batch": "1,,2"}, "--batch"),
         ({"batch": "0"}, "--batch"),
         ({"steps": "256"}, "1 to 255"),
+        ({"lanes": "0"}, "--streams"),
         ({"threads": "two"}, "--threads"),
         ({"backend": "auto,abacus"}, "abacus"),
     ],
@@ -52,4 +59,4 @@ def test_mistakes_are_told(change: dict[str, str], words: str) -> None:
 def test_labels_say_what_differs(case: Case) -> None:
     second = Case("fake", "auto", 70, 50, 8, 3, 2)
     assert labels([case, second]) == ["batch 1, threads auto", "batch 8, threads 2"]
-    assert labels([case]) == ["fake, auto, 70x50, batch 1, 3 steps, threads auto"]
+    assert labels([case]) == ["fake, auto, 70x50, batch 1, 3 steps, threads auto, 1 stream"]

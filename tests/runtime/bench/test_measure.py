@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 from percoedge.engines.bundle import Bundle
+from percoedge.errors import BackendError
 from percoedge.runtime import clock
-from percoedge.runtime.bench.case import Case
+from percoedge.runtime.bench.case import Case, Limits
+from percoedge.runtime.bench.measure import measure_on
+from percoedge.runtime.codec import Codec
 
 
 def test_stages_are_all_of_the_latency(fake_bundle: Bundle, measured: Any) -> None:
@@ -89,3 +93,46 @@ def test_profilers_see_the_stages(
         clock._maker.cache_clear()
     stages = {"percoedge: container", "percoedge: flow", "percoedge: entropy"}
     assert stages <= set(seen)
+
+
+def test_streams_decode_at_the_same_time(fakes: Any, fake_bundle: Bundle) -> None:
+    """Images of all lanes are counted; a lane that fails is not passed over."""
+    threads: set[int] = set()
+
+    def lane() -> Any:
+        inner = fakes.backend()
+
+        def load(graph: Any) -> Any:
+            threads.add(threading.get_ident())
+            return inner.load(graph)
+
+        return SimpleNamespace(name=inner.name, variant=inner.variant, load=load)
+
+    case = Case("fake", "auto", 30, 20, 2, 1, None, streams=3)
+    stream = Codec(fake_bundle, fakes.backend()).encode(fakes.photo(20, 30))
+    result = measure_on(
+        fake_bundle,
+        fakes.backend(),
+        case,
+        Limits(0, 0.2, 4),
+        stream,
+        [lane(), lane()],
+    )
+    busy = 2 * result["iterations"] / (sum(result["latencies_ms"]) / 1000)
+    assert result["images_per_s"] > busy
+    assert len(threads) == 2
+    assert "write png" not in result["stages_ms"]
+
+    def fail(feeds: Any) -> Any:
+        raise BackendError("broken")
+
+    with pytest.raises(BackendError, match="broken"):
+        broken = fakes.backend(decoder=fail)
+        measure_on(fake_bundle, fakes.backend(), case, Limits(0, 0, 4), stream, [broken])
+
+
+def test_encoding_is_measured_too(fake_bundle: Bundle, measured: Any) -> None:
+    result = measured(fake_bundle)
+    assert 0 < result["encode_ms"]["p50"] <= result["encode_ms"]["p99"]
+    stages = result["encode_stages_ms"]
+    assert {"encoder", "entropy coding"} < stages.keys()

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,3 +86,43 @@ def test_memory_of_this_process() -> None:
     peak = meters.peak_host_bytes()
     assert peak is not None
     assert 1 << 24 < peak < 1 << 40
+
+
+def test_what_a_gpu_does_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Medians, the highest temperature, and every reason that was seen; what fails is left out."""
+
+    class NVMLError(Exception): ...
+
+    looks = iter([(900, 40, 0x1), (1100, 60, 0x4), (1000, 50, 0x24)])
+    now: list[int] = []
+
+    def clock(gpu: object, which: int) -> int:
+        if which != 1:
+            raise NVMLError
+        now[:] = next(looks, now)
+        return now[0]
+
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: "gpu",
+        nvmlDeviceGetMemoryInfo=lambda gpu: SimpleNamespace(used=1 << 30),
+        nvmlDeviceGetClockInfo=clock,
+        nvmlDeviceGetPowerUsage=lambda gpu: 100_000,
+        nvmlDeviceGetTemperature=lambda gpu, sensor: now[1],
+        nvmlDeviceGetCurrentClocksThrottleReasons=lambda gpu: now[2],
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    watch = meters.GpuWatch(True)
+    for _ in range(3):
+        watch._look(nvml, "gpu")
+    assert watch.record() == {
+        **{"sm_mhz": 1000, "watts": 100, "celsius": 60},
+        "throttled": "power cap, thermal, software",
+    }
+    assert watch.peak_bytes == 1 << 30
+    with meters.GpuWatch(True) as other:
+        pass
+    assert other.peak_bytes == 1 << 30
+    assert meters.GpuWatch(False).record() is None
