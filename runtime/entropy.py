@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from percoedge.bitstream.rangecoder import CutDecoder, TokenDecoder, TokenEncoder
 from percoedge.bitstream.schedules import pass_count, pass_table, passes
-from percoedge.engines.contract import Engine
+from percoedge.engines.contract import Buffer, Engine
 from percoedge.errors import StreamError, UsageError
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.tiles import Tile, grid_tiles
@@ -67,11 +67,10 @@ class EntropyCodec:
         coder = TokenEncoder()
         state = np.full_like(tokens, self._size)
         for contexts in self._by_pass(tokens.shape, schedule):
-            for tile, cells in contexts:
-                view, target = state[tile.slices], tokens[tile.slices]
-                symbols = target.ravel()[cells]
-                coder.encode(symbols, self._weights(schedule, view[None], cells)[0])
-                view[np.unravel_index(cells, view.shape)] = symbols
+            for tile, cells, weights in self._weighted(schedule, state[None], contexts):
+                symbols = tokens[tile.slices].ravel()[cells]
+                coder.encode(symbols, weights[0])
+                _put(state[tile.slices], cells, symbols)
             yield coder.finish()
 
     def decode(
@@ -83,14 +82,11 @@ class EntropyCodec:
         """
         coders = [TokenDecoder(data) for data in streams]
         state = np.full((len(streams), *shape), self._size, np.int32)
-        for tile, cells in self._passes(shape, schedule, None):
-            view = state[:, tile.slices[0], tile.slices[1]]
-            weights = self._weights(schedule, view, cells)
-            rows, columns = np.unravel_index(cells, tile.shape)
-            for slot, coder in enumerate(coders):
-                row = weights[slot]
-                count = len(cells) if row.ndim == 1 else None
-                view[slot, rows, columns] = coder.decode(row, count)
+        for contexts in self._by_pass(shape, schedule):
+            for tile, cells, weights in self._weighted(schedule, state, contexts):
+                for grid, coder, rows in zip(state, coders, weights, strict=True):
+                    count = len(cells) if rows.ndim == 1 else None
+                    _put(grid[tile.slices], cells, coder.decode(rows, count))
         return state
 
     def decode_partial(
@@ -172,7 +168,7 @@ class EntropyCodec:
                 symbols, certain = coder.decode(weights)
             else:
                 symbols, certain = coder.decode(weights), len(cells)
-            view[np.unravel_index(cells, view.shape)] = symbols
+            _put(view, cells, symbols)
             if certain < len(cells):
                 break
         return state
@@ -200,7 +196,7 @@ class EntropyCodec:
             run.update(symbols[settled:].tolist())
             if len(run) > 1 or (run and not data):
                 return None
-            view[np.unravel_index(cells, view.shape)] = symbols
+            _put(view, cells, symbols)
         return state
 
     def _contexts(
@@ -210,10 +206,10 @@ class EntropyCodec:
 
         The weights see what the caller has written to the views before.
         """
-        for tile, cells in self._passes(state.shape, schedule, passes_sent):
-            view = state[tile.slices]
-            weights = self._weights(schedule, view[None], cells)[0]
-            yield view, cells, np.broadcast_to(weights, (len(cells), self._size))
+        for contexts in islice(self._by_pass(state.shape, schedule), passes_sent):
+            for tile, cells, weights in self._weighted(schedule, state[None], contexts):
+                table = np.broadcast_to(weights[0], (len(cells), self._size))
+                yield state[tile.slices], cells, table
 
     def _completed(self, state: Tokens, schedule: str, seed: int) -> Tokens:
         """A copy with every masked token sampled, pass by pass."""
@@ -221,47 +217,74 @@ class EntropyCodec:
         if not (filled == self._size).any():
             return filled
         random = np.random.Philox(key=_SAMPLING_STREAM | seed)
-        for tile, cells in self._passes(state.shape, schedule, None):
+        for tile, cells in chain.from_iterable(self._by_pass(state.shape, schedule)):
             view = filled[tile.slices]
             missing = cells[view.ravel()[cells] == self._size]
             if not len(missing):
                 continue
-            weights = self._weights(schedule, view[None], missing)[0]
-            table = np.broadcast_to(weights, (len(missing), self._size))
+            ((_, _, weights),) = self._weighted(schedule, filled[None], [(tile, missing)])
+            table = np.broadcast_to(weights[0], (len(missing), self._size))
             sums = np.cumsum(table, axis=1, dtype=np.uint64)
             # 32 random bits scaled to 0..total-1: sums are at most 2^32, products below 2^64
             bits = random.random_raw(len(missing)) >> np.uint64(32)
             drawn = bits * sums[:, -1] >> np.uint64(32)
             chosen = (sums <= drawn[:, None]).sum(axis=1)
-            view[np.unravel_index(missing, view.shape)] = chosen
+            _put(view, missing, chosen)
         return filled
-
-    def _passes(
-        self, shape: tuple[int, ...], schedule: str, sent: int | None
-    ) -> Iterator[tuple[Tile, NDArray[np.int32]]]:
-        """Tile, and flat cells of a pass in the tile, in coding order; none is empty."""
-        return chain.from_iterable(islice(self._by_pass(shape, schedule), sent))
 
     def _by_pass(
         self, shape: tuple[int, ...], schedule: str
     ) -> Iterator[list[tuple[Tile, NDArray[np.int32]]]]:
-        """The same, in a list for each pass; small grids have passes without cells."""
+        """For each pass in a list: tile, and flat cells of the pass in the tile, in coding order.
+
+        No cells are empty; small grids have passes without any.
+        """
         tiles = grid_tiles(shape[0], shape[1], self._tile)
         cells_of = {tile.shape: passes(schedule, *tile.shape) for tile in tiles}
         for number in range(pass_count(schedule)):
             contexts = [(tile, cells_of[tile.shape][number]) for tile in tiles]
             yield [(tile, cells) for tile, cells in contexts if len(cells)]
 
-    def _weights(
-        self, schedule: str, tokens: NDArray[np.int32], cells: NDArray[np.int32]
-    ) -> NDArray[np.int32]:
-        """Weights (n,p,K) of the cells of n grids; (n,K) of ones for "uniform"."""
+    def _weighted(
+        self,
+        schedule: str,
+        state: NDArray[np.int32],
+        contexts: Sequence[tuple[Tile, NDArray[np.int32]]],
+    ) -> Iterator[tuple[Tile, NDArray[np.int32], NDArray[np.int32]]]:
+        """The contexts of one pass, each with its weights for n grids (n,h,w): (n,p,K).
+
+        Those are (n,K) of ones for "uniform". Contexts see nothing of each other, so that the graph
+        takes as many of one shape at a time as its engine likes; where it is a device, it works on
+        the next ones while the caller works with these.
+        """
         if schedule == "uniform":
-            return np.ones((len(tokens), self._size), np.int32)
+            for tile, cells in contexts:
+                yield tile, cells, np.ones((len(state), self._size), np.int32)
+            return
         if self.engine is None:
             raise UsageError("expected the entropy engine for every schedule but 'uniform'")
-        feeds = {"tokens": np.ascontiguousarray(tokens), "positions": cells}
-        return np.asarray(self.engine.run(feeds)["weights"])
+        most = max(1, (self.engine.max_batch or 1) // len(state))
+        ahead = self.engine.max_batch is not None and len(contexts) > most
+        left = list(range(len(contexts)))
+        runs: list[tuple[list[int], Buffer]] = []  # contexts, and weights of all their grids
+        done: dict[int, NDArray[np.int32]] = {}
+        for number, (tile, cells) in enumerate(contexts):
+            while number not in done:
+                while left and len(runs) < (2 if ahead else 1):
+                    shape = contexts[left[0]][0].shape
+                    alike = [each for each in left if contexts[each][0].shape == shape][:most]
+                    left = [each for each in left if each not in alike]
+                    views = [state[(slice(None), *contexts[each][0].slices)] for each in alike]
+                    feeds = {"tokens": np.concatenate(views), "positions": contexts[alike[0]][1]}
+                    runs.append((alike, self.engine.run(feeds, on_device=ahead)["weights"]))
+                alike, weights = runs.pop(0)
+                done |= zip(alike, np.split(np.asarray(weights), len(alike)), strict=True)
+            yield tile, cells, done.pop(number)
+
+
+def _put(grid: Tokens, cells: NDArray[np.int32], symbols: NDArray[np.int32]) -> None:
+    """Set the flat cells of a grid (h,w)."""
+    grid[np.unravel_index(cells, grid.shape)] = symbols
 
 
 @contextlib.contextmanager

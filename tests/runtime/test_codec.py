@@ -163,9 +163,9 @@ def test_fitting_a_size_runs_the_encoder_once_and_no_pass_twice(
     runs = {"encoder": 0, "entropy": 0}
 
     def counted(kind: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        def count(feeds: Any) -> Any:
+        def count(feeds: Any, **options: Any) -> Any:
             runs[kind] += 1
-            return run(feeds)
+            return run(feeds, **options)
 
         return count
 

@@ -88,6 +88,55 @@ def test_a_tile_sees_its_own_earlier_passes_and_the_mask_only(fakes: Any) -> Non
         np.testing.assert_array_equal(call.feeds["tokens"][0], expected)
 
 
+@pytest.mark.parametrize(
+    ("most", "runs"),
+    # tiles of a pass: 4 whole ones, then 2 at the right, 2 at the bottom, and the corner
+    [(None, [1] * 9), (1, [1] * 9), (3, [3, 2, 1, 2, 1]), (16, [4, 2, 2, 1])],
+)
+def test_tiles_of_one_shape_go_through_the_model_together(
+    fakes: Any, most: int | None, runs: list[int]
+) -> None:
+    engine = fakes.engine("entropy")
+    tokens = [grid(11, 11, seed=seed) for seed in range(2)]
+    streams = [EntropyCodec(engine, fakes.K, TILE).encode(each, "qlds-4") for each in tokens]
+    batched = fakes.engine("entropy")
+    batched.max_batch = most
+    coder = EntropyCodec(batched, fakes.K, TILE)
+    assert coder.encode(tokens[0], "qlds-4") == streams[0]
+    assert [len(call.feeds["tokens"]) for call in batched.calls] == runs * 4
+    batched.calls.clear()
+    np.testing.assert_array_equal(coder.decode(streams[:1], (11, 11), "qlds-4"), tokens[:1])
+    assert [len(call.feeds["tokens"]) for call in batched.calls] == runs * 4
+    batched.max_batch = None if most is None else 2 * most
+    np.testing.assert_array_equal(coder.decode(streams, (11, 11), "qlds-4"), tokens)
+    cut = coder.decode_partial(streams[0][:-2], (11, 11), "qlds-4", cut=True)
+    whole = EntropyCodec(engine, fakes.K, TILE)
+    np.testing.assert_array_equal(
+        cut, whole.decode_partial(streams[0][:-2], (11, 11), "qlds-4", cut=True)
+    )
+
+
+def test_the_device_works_on_the_next_tiles_meanwhile(fakes: Any) -> None:
+    """What the range coder waits for was queued before, and is fetched when its turn comes."""
+    engine, tokens = fakes.engine("entropy"), grid(8, 16)
+    data = EntropyCodec(engine, fakes.K, TILE).encode(tokens, "qlds-4")
+    engine.calls.clear()
+    engine.max_batch = 2
+    coder = EntropyCodec(engine, fakes.K, TILE)
+    seen = [
+        (len(engine.calls), engine.fetches)
+        for _, _, _ in coder._contexts(np.full((8, 16), fakes.K, np.int32), "qlds-4", 1)
+    ]
+    assert seen == [(2, 1)] * 2 + [(3, 2)] * 2 + [(4, 3)] * 2 + [(4, 4)] * 2
+    assert all(call.on_device for call in engine.calls)
+    np.testing.assert_array_equal(coder.decode([data], (8, 16), "qlds-4")[0], tokens)
+    assert engine.fetches == 4 + 4 * 4
+    engine.max_batch = 8  # all of a pass: nothing is left to be queued ahead
+    engine.calls.clear()
+    coder.decode([data], (8, 16), "qlds-4")
+    assert [call.on_device for call in engine.calls] == [False] * 4
+
+
 def test_uniform_needs_no_model() -> None:
     coder, tokens = EntropyCodec(None, 64, TILE), grid(3, 5)
     data = coder.encode(tokens, "uniform")
