@@ -1,7 +1,7 @@
 """Part "torch": every backend that works here against PyTorch in FP16, taking turns.
 
-Sides are the backends, PyTorch in eager mode, and torch.compile in three modes; all convolutions are
-channels last. One picture is raced through the whole decode, and through flow and decoder alone
+Sides are the backends, PyTorch in eager mode, and torch.compile in three modes; all convolutions
+are channels last. One picture is raced through the whole decode, and through flow and decoder alone
 ("render"), at 1, 2 and 4 steps; then batches through "render", in images a second, and the flow
 alone, in operations a second, beside the rate of one large matrix product.
 """
