@@ -54,18 +54,23 @@ def read_junit(path: Path) -> dict[str, Any]:
 
 
 def throughput(record: Record, options: Options) -> None:
-    """``percoedge bench`` of every backend that works, over batches and steps."""
+    """``percoedge bench`` of every backend that works, over batches, steps and streams."""
     bundle = Bundle.open(options.bundle)
+    batches = ",".join(map(str, BATCHES))
+    matrices = {
+        "512x512": ["--size", "512x512", "--batch", batches, "--steps", "1,2,4"],
+        "1024x1024": ["--size", "1024x1024", "--batch", batches],
+        "streams": ["--size", "512x512", "--streams", "2,4,8", "--batch", "1,4"],
+    }
     for backend in gpu_backends(record, bundle):
-        for size, steps in (("512x512", "1,2,4"), ("1024x1024", "2")):
-            name = f"{backend}/{size}"
-            record.attempt(name, lambda b=backend, s=size, n=steps: _bench(options.bundle, b, s, n))
+        for name, matrix in matrices.items():
+            arguments = ["--bundle", options.bundle, "--backend", backend, *matrix]
+            record.attempt(f"{backend}/{name}", lambda a=arguments: _bench(a))
 
 
-def _bench(bundle: str, backend: str, size: str, steps: str) -> Any:
-    command = [sys.executable, "-m", "percoedge", "bench", "--bundle", bundle]
-    command += ["--backend", backend, "--size", size, "--steps", steps, "--json", "--quiet"]
-    command += ["--batch", ",".join(map(str, BATCHES)), "--seconds", "1", "--warmup", "0.5"]
+def _bench(arguments: list[str]) -> Any:
+    command = [sys.executable, "-m", "percoedge", "bench", *arguments, "--json", "--quiet"]
+    command += ["--seconds", "1", "--warmup", "0.5"]
     done = subprocess.run(command, capture_output=True, text=True)
     print(done.stderr)
     try:
