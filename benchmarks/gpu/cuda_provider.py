@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ from benchmarks.gpu.record import Options, Record, Skipped
 from percoedge import Codec
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
+from percoedge.engines.onnxruntime.layers import node_runs
 
 _NAME = "onnxruntime-cuda"
 _GOLDEN = Path(__file__).parent.parent.parent / "tests" / "golden"
-_ROUNDS = 50
+_ROUNDS, _NODE_RUNS = 50, 10
 _OPTIONS: Mapping[str, Mapping[str, str]] = {
     "default": {},
     "TF32": {"use_tf32": "1"},
@@ -48,7 +47,7 @@ def onnxruntime(record: Record, options: Options) -> None:
     for kind in bundle.kinds:
         record.attempt(f"graphs/{kind}", lambda k=kind: _compare(bundle, backend, k))
     for kind in bundle.kinds:
-        record.attempt(f"nodes/{kind}", lambda k=kind: _nodes(bundle, k))
+        record.attempt(f"nodes/{kind}", lambda k=kind: _nodes(bundle, backend, k))
     for kind in bundle.kinds:
         for name, chosen in _OPTIONS.items():
             other = OnnxRuntimeBackend(_NAME, provider_options=chosen)
@@ -91,49 +90,25 @@ def _compare(bundle: Bundle, backend: OnnxRuntimeBackend, kind: str) -> dict[str
     return {"runs_are_the_same": same, "against_fp32_on_the_cpu": differences(got, wanted)}
 
 
-@dataclass(frozen=True)
-class _Profiled(OnnxRuntimeBackend):
-    """Sessions write down which node ran where, and for how long."""
-
-    prefix: str = ""
-
-    def _options(self, ort: Any) -> Any:
-        options = super()._options(ort)
-        options.enable_profiling = True
-        options.profile_file_prefix = self.prefix
-        return options
-
-
-def _nodes(bundle: Bundle, kind: str) -> dict[str, Any]:
-    """Nodes by provider, and the operators that took most of ten runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        backend = _Profiled(_NAME, prefix=str(Path(folder, "run")))
-        graph = bundle.graph(kind, backend.variant)
-        feeds: dict[str, Any] = dict(feeds_for(bundle, graph, _sizes(bundle, kind)))
-        with backend.load(graph) as engine:
-            for _ in range(10):
-                engine.run(feeds)
-            path = engine._session.end_profiling()
-        events = json.loads(Path(path).read_text())
-    nodes: dict[str, set[str]] = {}
-    on_cpu: Counter[str] = Counter()
-    copies = set()
+def _nodes(bundle: Bundle, backend: OnnxRuntimeBackend, kind: str) -> dict[str, Any]:
+    """Nodes by provider, and the operators that took most of a run of the host's time."""
+    graph = bundle.graph(kind, backend.variant)
+    feeds: dict[str, Any] = dict(feeds_for(bundle, graph, _sizes(bundle, kind)))
+    nodes: dict[str, Counter[str]] = {}
     spent_us: Counter[str] = Counter()
-    for event in events:
-        told = event.get("args", {})
-        if event.get("cat") != "Node" or "provider" not in told:
-            continue
-        provider, operator = told["provider"], told.get("op_name", "?")
-        if provider == "CPUExecutionProvider" and event["name"] not in nodes.get(provider, ()):
-            on_cpu[operator] += 1
-        if operator.startswith("Memcpy"):
-            copies.add(event["name"])
-        nodes.setdefault(provider, set()).add(event["name"])
-        spent_us[f"{operator} ({provider.removesuffix('ExecutionProvider')})"] += event["dur"]
+    for node in node_runs(backend, graph, feeds, _NODE_RUNS):
+        provider = node.provider.removesuffix("ExecutionProvider")
+        nodes.setdefault(provider, Counter())[node.operator] += 1
+        spent_us[f"{node.operator} ({provider})"] += round(node.host_us)
     return {
-        "nodes": {provider: len(names) for provider, names in nodes.items()},
-        "left_to_the_cpu": dict(on_cpu),
-        "copies_between_them": len(copies),
+        "nodes": {provider: found.total() // _NODE_RUNS for provider, found in nodes.items()},
+        "left_to_the_cpu": {op: n // _NODE_RUNS for op, n in nodes.get("CPU", {}).items()},
+        "copies_between_them": sum(
+            count // _NODE_RUNS
+            for found in nodes.values()
+            for operator, count in found.items()
+            if operator.startswith("Memcpy")
+        ),
         "host_us_of_ten_runs": dict(spent_us.most_common(12)),
     }
 

@@ -144,6 +144,10 @@ class OnnxRuntimeEngine:
         check_tensors(self._where + ": output", self.outputs, outputs, sizes)
         return outputs
 
+    def end_profiling(self) -> str:
+        """Path of the profile of a session that writes one; no more is written to it."""
+        return str(self._session.end_profiling())
+
     def close(self) -> None:
         """Free the session; see the contract of Engine."""
         self._session = None

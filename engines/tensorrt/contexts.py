@@ -10,6 +10,7 @@ from typing import Any
 
 from percoedge.engines.plans.cache import PlanCache
 from percoedge.engines.plans.record import PlanRecord
+from percoedge.engines.tensorrt.layers import describe_layers
 
 __all__ = ["Contexts"]
 
@@ -24,18 +25,30 @@ class Contexts:
     def __init__(self, trt: Any, engine: Any, cache: PlanCache, record: PlanRecord) -> None:
         self.captures = True
         self._engine, self._cache, self._record = engine, cache, record
+        self._trt = trt
         self._options = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._kernels: Any = None
         self._kept: bytes | None = None
         if hasattr(engine, "create_runtime_config"):
-            config = engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(self._options)
-            self._options = config
-            self._set_up(trt, config)
+            self._options = self._configuration()
+            self.captures = self._set_up(self._options)
 
     def make(self) -> Any:
         """One more context, or None when the library refuses."""
         return self._engine.create_execution_context(self._options)
+
+    def make_plain(self) -> Any:
+        """A context that never captures by itself, so that its layers can be timed; or None."""
+        options = self._options
+        if hasattr(options, "cuda_graph_strategy"):
+            options = self._configuration()
+            self._set_up(options)
+            options.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
+        return self._engine.create_execution_context(options)
+
+    def describe(self, context: Any) -> Any:
+        """What the library tells of the engine's layers; see ``describe_layers``."""
+        return describe_layers(self._trt, self._engine, context)
 
     def keep_kernels(self) -> None:
         """Keep the kernels that were compiled since they were last kept."""
@@ -46,21 +59,30 @@ class Contexts:
             self._kept = bytes(kernels)
             self._cache.keep_kernels(self._record, self._kept)
 
-    def _set_up(self, trt: Any, config: Any) -> None:
-        """What only TensorRT-RTX has."""
-        if hasattr(config, "cuda_graph_strategy"):
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            self.captures = False
+    def _configuration(self) -> Any:
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(
+            self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        return config
+
+    def _set_up(self, config: Any) -> bool:
+        """What only TensorRT-RTX has; returns whether CUDA graphs are still ours to capture."""
+        captures = not hasattr(config, "cuda_graph_strategy")
+        if not captures:
+            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
             # Not lazily, while the engine is used: kernels that change in between would give two
             # decodes of one file different last bits.
             config.dynamic_shapes_kernel_specialization_strategy = (
-                trt.DynamicShapesKernelSpecializationStrategy.EAGER
+                self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
             )
         if hasattr(config, "create_runtime_cache"):
-            self._kernels = config.create_runtime_cache()
-            kept = self._cache.kernels(self._record)
-            # The library takes what it compiled for this GPU, driver and version, nothing else.
-            if kept is not None and self._kernels.deserialize(kept):
-                self._kept = kept
+            if self._kernels is None:
+                self._kernels = config.create_runtime_cache()
+                kept = self._cache.kernels(self._record)
+                # The library takes what it compiled for this GPU, driver and version, nothing else.
+                if kept is not None and self._kernels.deserialize(kept):
+                    self._kept = kept
             config.set_runtime_cache(self._kernels)
+        return captures

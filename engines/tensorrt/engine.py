@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from percoedge.engines.plans.cache import PlanCache
 from percoedge.engines.plans.record import BuildRequest, PlanRecord, rebuild_command
 from percoedge.engines.tensorrt.binding import Binding, Device
 from percoedge.engines.tensorrt.contexts import Contexts
+from percoedge.engines.tensorrt.layers import Layers, measure_layers
 from percoedge.engines.tensorrt.library import DTYPES
 from percoedge.errors import BackendError
 
@@ -53,10 +54,7 @@ class TensorRtEngine:
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
         """Run the engine on its stream; see the contract of Engine."""
         with self._device.lock:
-            if self._contexts is None:
-                raise BackendError(f"{self._where} is closed; load it again")
-            self._device.gpu.enter()
-            binding = self._binding_for(feeds, self._contexts)
+            binding = self._binding_for(feeds, self._opened())
             binding.upload(feeds)
             binding.execute()
             if on_device:
@@ -64,6 +62,22 @@ class TensorRtEngine:
             outputs, fetched = binding.fetch()
         fetched.wait()  # other threads may queue their work meanwhile
         return outputs
+
+    def layers(self, feeds: Mapping[str, Buffer], runs: int = 10) -> Layers:
+        """How long each layer takes on these feeds, in runs of their own that are not captured.
+
+        Raises BackendError as ``run`` does, and when the library reports no layers.
+        """
+        with self._device.lock:
+            contexts = self._opened()
+            binding, context = self._bind(feeds, contexts.make_plain, captures=False)
+            try:
+                times_ms = measure_layers(self._device, binding, context, feeds, runs)
+                return Layers(times_ms, contexts.describe(context))
+            finally:
+                with contextlib.suppress(BackendError):  # of a lost GPU
+                    self._device.gpu.wait()
+                binding.free()
 
     def close(self) -> None:
         """Free the engine and its memory; see the contract of Engine."""
@@ -93,26 +107,34 @@ class TensorRtEngine:
                 key = tuple((feeds[name].shape, feeds[name].dtype) for name in self._names)
                 self._bindings.move_to_end(key)
                 return self._bindings[key]
-        sizes = check_tensors(self._where + ": input", self.inputs, feeds)
-        if not self._record.profile.covers(sizes):
-            raise self._beyond(sizes)
         if len(self._bindings) >= _MAX_BINDINGS:
             self._device.gpu.wait()  # the one unused for longest may still be at work
             self._bindings.popitem(last=False)[1].free()
-        context = contexts.make()
+        self._bindings[key], _ = self._bind(feeds, contexts.make, contexts.captures)
+        return self._bindings[key]
+
+    def _bind(
+        self, feeds: Mapping[str, Buffer], make: Callable[[], Any], captures: bool
+    ) -> tuple[Binding, Any]:
+        """A new binding for feeds of these shapes, which are checked, and its context."""
+        sizes = check_tensors(self._where + ": input", self.inputs, feeds)
+        if not self._record.profile.covers(sizes):
+            raise self._beyond(sizes)
+        context = make()
         if context is None:
             raise self._device.gpu.failure(self._where, "TensorRT made no execution context")
-        self._bindings[key] = Binding(
-            self._device,
-            self._where,
-            context,
-            self.inputs,
-            [feeds[name].shape for name in self._names],
-            self.outputs,
-            sizes,
-            contexts.captures,
+        shapes = [feeds[name].shape for name in self._names]
+        binding = Binding(
+            self._device, self._where, context, self.inputs, shapes, self.outputs, sizes, captures
         )
-        return self._bindings[key]
+        return binding, context
+
+    def _opened(self) -> Contexts:
+        """Contexts of an engine that is not closed, on a GPU that this thread may use."""
+        if self._contexts is None:
+            raise BackendError(f"{self._where} is closed; load it again")
+        self._device.gpu.enter()
+        return self._contexts
 
     def _beyond(self, sizes: Mapping[str, int]) -> BackendError:
         """The error for feeds outside the plan's profile, with the command that widens it."""

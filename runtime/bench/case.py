@@ -50,11 +50,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a measurement has enough: all three must be reached."""
+    """When a measurement has enough: all three must be reached.
+
+    ``layers``: whether each graph is measured by itself besides, and layer by layer.
+    """
 
     warmup_seconds: float = 0.2
     seconds: float = 3.0
     iterations: int = 10
+    layers: bool = False
 
 
 def cases_from_options(options: Namespace) -> list[Case]:

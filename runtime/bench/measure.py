@@ -26,6 +26,7 @@ from percoedge.engines.selection import select
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import ENQUEUE
 from percoedge.errors import EngineError
+from percoedge.runtime.bench.alone import graphs_alone
 from percoedge.runtime.bench.case import Case, Limits
 from percoedge.runtime.bench.ceiling import measure_ceiling
 from percoedge.runtime.bench.lanes import Lanes
@@ -100,9 +101,14 @@ def measure_on(
             joules = None if meter is None else meter.stop()
             peak = peak_host_bytes()
         device_ms = _device_times(backend, lambda: _once(codec, probe, case, stream, schedule)[0])
+        probe.keeps_feeds = limits.layers
+        if limits.layers:
+            _once(codec, probe, case, stream, schedule)
+    cuda_graphs = _cuda_graphs(backend)
     encode_rows: list[dict[str, float]] = []
     with contextlib.suppress(EngineError):  # boards that only decode have no engine file of it
-        encode_rows = _encode_times(bundle, backend, case, limits, schedule)
+        encode_rows = _encode_times(bundle, probe, case, limits, schedule)
+    alone = graphs_alone(bundle, backend, probe.feeds) if limits.layers else None
     images = case.batch * (len(latencies) + lanes.done_between(began, ended))
     seconds = ended - began if others else sum(latencies) / 1000  # with no PNG among the decodes
     medians = _medians(rows)
@@ -120,7 +126,7 @@ def measure_on(
         "encode_ms": _summary([row["latency"] for row in encode_rows]) if encode_rows else None,
         "encode_stages_ms": _medians(encode_rows) if encode_rows else None,
         "device_ms": device_ms,
-        "cuda_graphs": _cuda_graphs(backend),
+        "cuda_graphs": cuda_graphs,
         "outside_engines": _outside(calls, medians, statistics.median(latencies)),
         "peak_host_bytes": peak,
         "peak_device_bytes": watch.peak_bytes,
@@ -129,6 +135,7 @@ def measure_on(
         "energy_source": None if joules is None or meter is None else meter.source,
         "ceiling": ceiling.record(),
         "graphs": [run.record(ceiling) for run in runs],
+        "alone": alone,
         "latencies_ms": [round(latency, 3) for latency in latencies],
         "times": [
             {"start_ms": round(start, 3), "latency_ms": round(latency, 3), "stages_ms": row}

@@ -38,10 +38,15 @@ class Call:
 
 @dataclass
 class Probe:
-    """See the contract of Backend. ``calls``: of all engines, in order."""
+    """See the contract of Backend. ``calls``: of all engines, in order.
+
+    ``feeds``: of the last call of each kind, where ``keeps_feeds``.
+    """
 
     backend: Backend
     calls: list[Call] = field(default_factory=list)
+    feeds: dict[str, Mapping[str, Buffer]] = field(default_factory=dict)
+    keeps_feeds: bool = False
 
     @property
     def name(self) -> str:
@@ -55,15 +60,14 @@ class Probe:
 
     def load(self, graph: Graph) -> Engine:
         """Load a graph whose every call is then timed."""
-        queues = self.name in LIBRARIES
-        return _ProbedEngine(graph.kind, self.backend.load(graph), self.calls, queues)
+        return _ProbedEngine(graph.kind, self.backend.load(graph), self)
 
 
 class _ProbedEngine:
-    """An engine whose runs are noted; ``queues``: whether those with outputs on the device are."""
+    """An engine whose runs are noted."""
 
-    def __init__(self, kind: str, engine: Engine, calls: list[Call], queues: bool) -> None:
-        self._kind, self._engine, self._calls, self._queues = kind, engine, calls, queues
+    def __init__(self, kind: str, engine: Engine, probe: Probe) -> None:
+        self._kind, self._engine, self._probe = kind, engine, probe
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -85,8 +89,10 @@ class _ProbedEngine:
         sizes = check_tensors(f"{self._kind}: input", self.inputs, feeds)
         place = feeds.get(_PLACES.get(self._kind, ""))
         first = 0.0 if place is None else float(np.asarray(place)[0])
-        queued = on_device and self._queues
-        self._calls.append(Call(self._kind, sizes, time_ms, first, queued))
+        queued = on_device and self._probe.name in LIBRARIES
+        self._probe.calls.append(Call(self._kind, sizes, time_ms, first, queued))
+        if self._probe.keeps_feeds:
+            self._probe.feeds[self._kind] = dict(feeds)
         return outputs
 
     def close(self) -> None:

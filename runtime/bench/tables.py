@@ -14,14 +14,18 @@ from typing import Any
 from percoedge.runtime.bench.case import Case
 
 __all__ = [
+    "ALONE",
     "DEVICE_TIMES",
+    "LAYERS",
     "Outcome",
     "Table",
     "UNKNOWN",
+    "alone_table",
     "csv_text",
     "device_table",
     "grouped",
     "labels",
+    "layer_table",
     "stage_table",
     "summary_table",
 ]
@@ -30,6 +34,9 @@ UNKNOWN = "unknown"
 DEVICE_TIMES = (
     "Milliseconds on the GPU, between events of further decodes; enqueue: of the host, meanwhile"
 )
+ALONE = "Milliseconds of each graph by itself, on the feeds of its last call; runs/s: in a row"
+LAYERS = "Layers that take most of a graph, in milliseconds"
+_SHOWN_LAYERS = 8
 _MIB = 1 << 20
 _GROUPS = {"MIM pass": "MIM passes", "flow step": "flow steps", "flow, queueing": "flow, queueing"}
 
@@ -140,6 +147,47 @@ def device_table(outcomes: Sequence[Outcome]) -> Table | None:
         if outcome.result is not None and outcome.result["device_ms"] is not None
     }
     return _by_case(rows) if rows else None
+
+
+def alone_table(outcomes: Sequence[Outcome]) -> Table | None:
+    """One row for each graph that was measured by itself; None if none was."""
+    parts = ("compute_ms", "enqueue_ms", "host_to_device_ms", "device_to_host_ms")
+    rows = [
+        (
+            *(number, graph["graph"], " ".join(f"{s}={n}" for s, n in graph["sizes"].items())),
+            f"{graph['runs_per_s']:.1f}",
+            *(f"{graph['latency_ms'][name]:.3f}" for name in ("p50", "p99")),
+            *(
+                UNKNOWN if graph[part] is None else f"{graph[part][name]:.3f}"
+                for part in parts
+                for name in (("p50", "p99") if part == "compute_ms" else ("p50",))
+            ),
+        )
+        for number, graph in _alone(outcomes)
+    ]
+    header = ("case", "graph", "sizes", "runs/s", "latency p50", "p99", "compute p50", "p99")
+    return Table((*header, "enqueue", "to device", "to host"), rows, left=3) if rows else None
+
+
+def layer_table(outcomes: Sequence[Outcome]) -> Table | None:
+    """The layers of each graph that take most, with their share of all; None if none are known."""
+    rows: list[tuple[str, ...]] = []
+    for number, graph in _alone(outcomes):
+        layers = graph["layers"] or {}
+        total = sum(layers.values()) or 1.0
+        for name, time_ms in sorted(layers.items(), key=lambda item: -item[1])[:_SHOWN_LAYERS]:
+            rows.append((number, graph["graph"], name, f"{time_ms:.4f}", f"{time_ms / total:.1%}"))
+    return Table(("case", "graph", "layer", "ms", "share"), rows, left=3) if rows else None
+
+
+def _alone(outcomes: Sequence[Outcome]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Number of the case and record of each graph that was measured by itself."""
+    return [
+        (str(number), graph)
+        for number, outcome in enumerate(outcomes, 1)
+        if outcome.result is not None
+        for graph in outcome.result["alone"] or ()
+    ]
 
 
 def _by_case(rows: Mapping[str, Mapping[str, float]]) -> Table:

@@ -309,6 +309,11 @@ def _add_bench(commands: _Commands) -> None:
         "--iterations", type=positive, default=10, metavar="N", help="least number (default: 10)"
     )
     bench.add_argument(
+        "--layers",
+        action="store_true",
+        help="each graph by itself too: throughput, compute, copies, and time by layer",
+    )
+    bench.add_argument(
         "--format", default="table", choices=("table", "markdown", "csv"), help="default: table"
     )
     bench.add_argument("--report", metavar="FILE", help=argparse.SUPPRESS)  # benchmarks.report

@@ -13,12 +13,16 @@ from percoedge.errors import EngineError, PercoedgeError, UsageError
 from percoedge.runtime.bench.case import Case, Limits, cases_from_options
 from percoedge.runtime.bench.machine import describe
 from percoedge.runtime.bench.tables import (
+    ALONE,
     DEVICE_TIMES,
+    LAYERS,
     UNKNOWN,
     Outcome,
     Table,
+    alone_table,
     csv_text,
     device_table,
+    layer_table,
     stage_table,
     summary_table,
 )
@@ -64,7 +68,7 @@ def _limits(options: Namespace) -> Limits:
         value = getattr(options, name)
         if not 0 <= value <= 86400:
             raise UsageError(f"expected --{name} of 0 to 86400 seconds, got {value}")
-    return Limits(options.warmup, options.seconds, options.iterations)
+    return Limits(options.warmup, options.seconds, options.iterations, options.layers)
 
 
 def _measure_all(cases: Sequence[Case], limits: Limits, line: ProgressLine) -> list[Outcome]:
@@ -96,6 +100,10 @@ def _lines(form: str, outcomes: Sequence[Outcome], machine: dict[str, Any]) -> l
     lines += write(stage_table(outcomes))
     if (on_gpu := device_table(outcomes)) is not None:
         lines += [*gap, f"{DEVICE_TIMES}:", *gap, *write(on_gpu)]
+    if (alone := alone_table(outcomes)) is not None:
+        lines += [*gap, f"{ALONE}:", *gap, *write(alone)]
+    if (layers := layer_table(outcomes)) is not None:
+        lines += [*gap, f"{LAYERS}:", *gap, *write(layers)]
     for number, outcome in enumerate(outcomes, 1):
         if outcome.result is not None and outcome.result["cuda_graphs"] is not None:
             captures = Captures(**outcome.result["cuda_graphs"])

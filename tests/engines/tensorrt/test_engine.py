@@ -21,8 +21,10 @@ from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.engines.tensorrt import binding
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.binding import TensorRtBuffer
+from percoedge.engines.tensorrt.engine import TensorRtEngine
 from percoedge.engines.tensorrt.library import LIBRARIES, find_library
 from percoedge.errors import BackendError
+from percoedge.runtime.bench.alone import graphs_alone
 from percoedge.runtime.bench.case import Case, Limits
 from percoedge.runtime.bench.measure import measure_on
 from percoedge.runtime.codec import Codec
@@ -180,6 +182,32 @@ class TestTimes:
             "device to device": 3 + 3,  # results out of the way, and in again
             "device to host": 1,
         }
+
+    def test_layers(self, place: Place, bundle: Bundle) -> None:
+        """In runs that are not captured, beside those that are, and with nothing left behind."""
+        flow = place.load(bundle, "flow")
+        assert isinstance(flow, TensorRtEngine)
+        feeds = latents()
+        wanted = [np.asarray(flow.run(feeds)["x_next"]).copy() for _ in range(3)][-1]
+        gc.collect()
+        used, launches = place.gpu.used_bytes, place.gpu.launches
+        layers = flow.layers(feeds, runs=3)
+        assert layers.times_ms == {"first": 4, "second": 6}
+        assert layers.described["Layers"] == ["first", "second"]
+        assert (place.gpu.used_bytes, place.gpu.launches) == (used, launches)
+        np.testing.assert_array_equal(np.asarray(flow.run(feeds)["x_next"]), wanted)
+        with pytest.raises(BackendError, match="expected n 1..4"):
+            flow.layers(latents(n=5))
+
+    def test_graphs_alone(self, place: Place, bundle: Bundle) -> None:
+        place.build(bundle, "flow", batches=(4,))
+        (record,) = graphs_alone(bundle, place.backend, {"flow": latents()}, seconds=0)
+        assert record["compute_ms"] == {"p50": 10, "p99": 10}
+        assert record["host_to_device_ms"]["p50"] == record["device_to_host_ms"]["p50"] == 1
+        assert record["enqueue_ms"]["p50"] > 0
+        assert record["layers"] == {"first": 4, "second": 6}
+        assert set(record["engine"]) == {"Layers", "Bindings"}
+        assert record["runs_per_s"] > 0
 
     def test_percoedge_bench(self, place: Place, bundle: Bundle) -> None:
         for kind in ("encoder", "flow", "decoder"):
@@ -353,9 +381,12 @@ class TestMemory:
 _NAMES = {
     "Runtime": "deserialize_cuda_engine",
     "ICudaEngine": "create_execution_context num_io_tensors get_tensor_name get_tensor_mode "
-    "get_tensor_dtype get_tensor_shape",
+    "get_tensor_dtype get_tensor_shape create_engine_inspector",
     "IExecutionContext": "set_input_shape get_tensor_shape set_tensor_address set_device_memory "
-    "update_device_memory_size_for_shapes execute_async_v3",
+    "update_device_memory_size_for_shapes execute_async_v3 profiler",
+    "IProfiler": "report_layer_time",
+    "EngineInspector": "execution_context get_engine_information",
+    "LayerInformationFormat": "JSON",
     "TensorIOMode": "INPUT OUTPUT",
     "DataType": "BOOL UINT8 INT8 INT32 INT64 HALF FLOAT",
     "ExecutionContextAllocationStrategy": "USER_MANAGED",
@@ -365,7 +396,7 @@ _RTX_NAMES = {
     "IRuntimeConfig": "set_execution_context_allocation_strategy cuda_graph_strategy "
     "dynamic_shapes_kernel_specialization_strategy create_runtime_cache set_runtime_cache",
     "IRuntimeCache": "serialize deserialize",
-    "CudaGraphStrategy": "WHOLE_GRAPH_CAPTURE",
+    "CudaGraphStrategy": "WHOLE_GRAPH_CAPTURE DISABLED",
     "DynamicShapesKernelSpecializationStrategy": "EAGER",
 }
 

@@ -46,6 +46,23 @@ def test_a_matrix_on_the_real_bundle(run: Callable[..., tuple[int, str, str]]) -
     assert [len(case["times"]) for case in times] == [2]
 
 
+def test_graphs_and_layers_by_themselves(run: Callable[..., tuple[int, str, str]]) -> None:
+    options = ("--steps", "1", "--backend", "onnxruntime-cpu", "--layers")
+    code, out, _ = run("--json", *options)
+    assert code == 0
+    alone = {graph["graph"]: graph for graph in json.loads(out)["cases"][0]["alone"]}
+    assert alone.keys() == {"encoder", "entropy", "flow", "decoder"}
+    for graph in alone.values():
+        assert 0 < graph["latency_ms"]["p50"] <= graph["latency_ms"]["p99"]
+        assert graph["runs_per_s"] > 0
+        assert graph["compute_ms"] == UNKNOWN
+        assert len(graph["layers"]) > 10 and min(graph["layers"].values()) >= 0
+    assert any("MatMul" in name for name in alone["flow"]["layers"])
+    assert alone["decoder"]["sizes"] == {"n": 1, "h": 2, "w": 3}
+    code, out, _ = run(*options)
+    assert "layer " in out and "compute p50" in out
+
+
 @pytest.mark.parametrize(
     ("form", "begins", "between"), [("table", "case  bundle  ", 1), ("markdown", "| case | bun", 2)]
 )
