@@ -60,6 +60,7 @@ def throughput(record: Record, options: Options) -> None:
     matrices = {
         "512x512": ["--size", "512x512", "--batch", batches, "--steps", "1,2,4"],
         "1024x1024": ["--size", "1024x1024", "--batch", batches],
+        "graphs": ["--size", "512x512", "--batch", "1,16", "--layers"],
         "streams": ["--size", "512x512", "--streams", "2,4,8", "--batch", "1,4"],
     }
     for backend in gpu_backends(record, bundle):

@@ -233,6 +233,7 @@ def _configure(
     """Set flags, memory and targets; returns the names of the flags that are set."""
     trt = library.module
     config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # percoedge bench --layers
     if workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: as contexts are made
