@@ -43,7 +43,7 @@ def _measure(bundle: Bundle, backend: Backend) -> dict[str, Any]:
     found: dict[str, Any] = {"tile": side, "positions": positions}
     wait: Callable[[], object] = int  # nothing: ONNX Runtime returns when all is done
     if isinstance(backend, TensorRtBackend):
-        wait = backend._open().gpu.wait
+        wait = backend.gpu.wait
     with backend.load(graph) as engine:
         one = feeds_for(bundle, graph, {"n": 1, "h": side, "w": side, "p": positions})
         wanted = np.asarray(engine.run(one)["weights"])

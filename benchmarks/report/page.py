@@ -158,7 +158,7 @@ def _ceilings(ceiling: Mapping[str, Any]) -> str:
     )
     return (
         f"Matrix products with this backend and these threads: {products} ({ceiling['dtype']}), "
-        f"{on_bytes} (int8); between memory and processor: {traffic}. Measured after the decodes. "
+        f"{on_bytes} (int8); between memory and processor: {traffic} ({ceiling['source']}). "
         "Operations are those that the bundle's manifest states. A point above the slope has its "
         "weights in a cache from call to call."
     )

@@ -87,13 +87,13 @@ class TensorRtBackend:
         return None if self.name == "tensorrt-rtx" else self._open().captures
 
     @property
-    def multiprocessors(self) -> int:
-        """How many the GPU has."""
-        return self._open().gpu.multiprocessors
+    def gpu(self) -> Gpu:
+        """The GPU that the plans run on; raises BackendError as ``load`` does."""
+        return self._open().gpu
 
     def trace(self) -> AbstractContextManager[dict[str, float]]:
         """What the GPU's time goes to in this backend's calls; see ``Gpu.trace``."""
-        return self._open().gpu.trace()
+        return self.gpu.trace()
 
     def _deserialize(self, device: Device, record: PlanRecord, refusal: BackendError | None) -> Any:
         """The library's engine of a plan; ``refusal`` is why the plan may not fit this GPU."""

@@ -34,10 +34,11 @@ class Gpu:
     """The first GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses), with one stream of its own.
 
     ``name``; ``sm``: compute capability, 89 for 8.9; ``model``: name and number of multiprocessors,
-    "Orin, 8 multiprocessors", for boards of one name and one SM differ in that; ``integrated``:
-    whether its memory is that of the host; ``cuda_version``: newest CUDA that the driver knows,
-    "13.0"; ``stream``: the stream's handle as an integer. Raises BackendError when there is no
-    driver, no GPU or no cuda.core.
+    "Orin, 8 multiprocessors", for boards of one name and one SM differ in that; ``clock_hz``: the
+    highest of these; ``memory_rate``: bytes a second of its memory at its highest clock (both 0
+    where the driver does not tell); ``integrated``: whether its memory is that of the host;
+    ``cuda_version``: newest CUDA that the driver knows, "13.0"; ``stream``: the stream's handle as
+    an integer. Raises BackendError when there is no driver, no GPU or no cuda.core.
 
     A GPU that reports an error such as an illegal address is lost to this process: from then on
     every method raises the same BackendError. Methods may be called from any thread, after
@@ -58,6 +59,9 @@ class Gpu:
             properties = device.properties
             self.multiprocessors = int(properties.multiprocessor_count)
             self.model = f"{self.name}, {self.multiprocessors} multiprocessors"
+            self.clock_hz = 1000 * _told(properties, "clock_rate")
+            memory_hz = 1000 * _told(properties, "memory_clock_rate")
+            self.memory_rate = 2 * memory_hz * _told(properties, "global_memory_bus_width") // 8
             self.integrated = bool(properties.integrated)
             version = self._driver("cuDriverGetVersion")[0]
             self.cuda_version = f"{version // 1000}.{version % 1000 // 10}"
@@ -316,6 +320,14 @@ class Captured:
         """Give the memory back; doing so twice is harmless."""
         with contextlib.suppress(Exception):
             self._graph.close()
+
+
+def _told(properties: Any, name: str) -> int:
+    """A property of a device, 0 where the driver has none: not all boards tell their clocks."""
+    try:
+        return int(getattr(properties, name))
+    except Exception:
+        return 0
 
 
 def _is_shortage(error: Exception) -> bool:

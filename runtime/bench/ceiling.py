@@ -1,8 +1,9 @@
-"""What the device reaches at best, measured in the same run: matrix products and memory traffic.
+"""What the device reaches at best: matrix products and memory traffic.
 
-Both go through the backend that is measured, with its threads and its kernels: one product of two
-square matrices, and one pass over an array that no cache holds. The graphs of a bundle are compared
-with these. A backend that runs only what was built before, as TensorRT does, tells neither.
+Measured where that can be done, in the same run and through the backend that is measured, with its
+threads and its kernels: one product of two square matrices, and one pass over an array that no
+cache holds. TensorRT runs only what was built before: there it is what the GPU's data sheet says,
+by its clocks. The graphs of a bundle are compared with these.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from percoedge.engines.contract import Backend, Buffer, GraphSource, TensorSpec
+from percoedge.engines.tensorrt.backend import TensorRtBackend
+from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.errors import PercoedgeError
 
-__all__ = ["Ceiling", "measure_ceiling"]
+__all__ = ["Ceiling", "ceiling_of", "measure_ceiling"]
 
 Shape = tuple[int, int]
 
 _SIDES = {"float32": (512, 1024, 2048), "float16": (2048, 4096, 8192)}
 _ARRAY_BYTES = 1 << 27  # several times the last cache of most processors and GPUs
 _MIN_RUNS = 3
+# Of one multiprocessor, by compute capability: dense products in FP16 with sums in FP16, two
+# operations for each multiply-accumulate, as NVIDIA's papers on these architectures have them.
+_FP16_OPS_A_CLOCK = {80: 2048, 86: 1024, 87: 2048, 89: 1024, 90: 4096, 100: 8192, 120: 1024}
 _ONNX_DTYPE = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "float16": 10}
 
 
@@ -35,17 +41,37 @@ class Ceiling:
     """``float_ops_per_s`` of matrix products in ``dtype``, ``int8_ops_per_s`` of uint8 by int8.
 
     ``bytes_per_s`` read and written. None where it was not asked for or the backend cannot tell.
+    ``source``: "measured", or what it was computed from.
     """
 
     dtype: str
     float_ops_per_s: float | None
     int8_ops_per_s: float | None
     bytes_per_s: float | None
+    source: str = "measured"
 
     def record(self) -> dict[str, Any]:
         """Its values as JSON can hold them, in whole operations and bytes."""
         values = dataclasses.asdict(self)
         return {n: round(v) if isinstance(v, float) else v for n, v in values.items()}
+
+
+def ceiling_of(backend: Backend, int8: bool = False) -> Ceiling:
+    """Measured, or for TensorRT computed. ``int8``: products of bytes too, where measured."""
+    if isinstance(backend, TensorRtBackend):
+        return _computed(backend.gpu)
+    return measure_ceiling(backend, int8)
+
+
+def _computed(gpu: Gpu) -> Ceiling:
+    """By the highest clocks; that of products is unknown for architectures not listed here."""
+    each = _FP16_OPS_A_CLOCK.get(gpu.sm)
+    products = gpu.multiprocessors * gpu.clock_hz * each if each else None
+    source = (
+        f"computed: {gpu.multiprocessors} multiprocessors at {gpu.clock_hz // 10**6} MHz, "
+        f"{each or 'unknown'} operations a clock each"
+    )
+    return Ceiling("float16", products or None, None, gpu.memory_rate or None, source)
 
 
 def measure_ceiling(backend: Backend, int8: bool = False, seconds: float = 0.6) -> Ceiling:

@@ -28,7 +28,7 @@ from percoedge.engines.tensorrt.cuda import ENQUEUE
 from percoedge.errors import EngineError
 from percoedge.runtime.bench.alone import graphs_alone
 from percoedge.runtime.bench.case import Case, Limits
-from percoedge.runtime.bench.ceiling import measure_ceiling
+from percoedge.runtime.bench.ceiling import ceiling_of
 from percoedge.runtime.bench.lanes import Lanes
 from percoedge.runtime.bench.meters import GpuWatch, find_meter, peak_host_bytes
 from percoedge.runtime.bench.probe import Call, Probe, stages_of
@@ -113,7 +113,7 @@ def measure_on(
     seconds = ended - began if others else sum(latencies) / 1000  # with no PNG among the decodes
     medians = _medians(rows)
     runs = graph_runs(bundle, backend.variant, medians, calls)
-    ceiling = measure_ceiling(backend, int8=any(run.int8_ops for run in runs))
+    ceiling = ceiling_of(backend, int8=any(run.int8_ops for run in runs))
     return {
         "backend": backend.name,
         "variant": backend.variant,
@@ -228,7 +228,7 @@ def _gpu_state(backend: Backend, watch: GpuWatch) -> dict[str, Any] | None:
     state = watch.record()
     if not isinstance(backend, TensorRtBackend):
         return state
-    return {"multiprocessors": backend.multiprocessors, **(state or {})}
+    return {"multiprocessors": backend.gpu.multiprocessors, **(state or {})}
 
 
 def _outside(calls: Sequence[Call], medians: Mapping[str, float], median_ms: float) -> float | None:

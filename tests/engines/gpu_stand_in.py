@@ -181,7 +181,12 @@ class StandInGpu:
 
             def __init__(self, ordinal: int) -> None:
                 self.properties = SimpleNamespace(
-                    memory_pools_supported=True, multiprocessor_count=128, integrated=gpu.integrated
+                    memory_pools_supported=True,
+                    multiprocessor_count=128,
+                    integrated=gpu.integrated,
+                    clock_rate=2_520_000,
+                    memory_clock_rate=10_501_000,
+                    global_memory_bus_width=384,
                 )
 
             def create_stream(self) -> Stream:

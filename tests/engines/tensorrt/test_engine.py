@@ -222,6 +222,11 @@ class TestTimes:
         assert times_ms.pop("enqueue") > 0
         assert (times_ms["compute"], times_ms["device to host"]) == (40, 2)  # latent, image
         assert "flow, waiting" in result["stages_ms"]
+        assert result["gpu"] == {"multiprocessors": 128}
+        ceiling = result["ceiling"]  # of an RTX 4090
+        assert ceiling["float_ops_per_s"] == pytest.approx(330e12, rel=0.01)
+        assert ceiling["bytes_per_s"] == pytest.approx(1008e9, rel=0.01)
+        assert ceiling["source"].startswith("computed: 128 multiprocessors at 2520 MHz")
 
 
 class TestCudaGraphs:
