@@ -18,10 +18,14 @@ from matplotlib.ticker import EngFormatter
 from benchmarks.report.charts import case_charts, case_names, overall_charts
 from benchmarks.report.read import Measurement
 from percoedge.runtime.bench.tables import (
+    ALONE,
     DEVICE_TIMES,
+    LAYERS,
     UNKNOWN,
     Table,
+    alone_table,
     device_table,
+    layer_table,
     summary_table,
 )
 
@@ -82,6 +86,12 @@ def html_page(measurement: Measurement) -> str:
         sections += [_tag("h2", _TITLES[name]), _image(figure, _TITLES[name])]
     if (on_gpu := device_table(outcomes)) is not None:
         sections += [_tag("h2", "On the GPU"), _paragraph(f"{DEVICE_TIMES}."), _table(on_gpu)]
+    for title, words, table in (
+        ("Graphs by themselves", ALONE, alone_table(outcomes)),
+        ("Layers", LAYERS, layer_table(outcomes)),
+    ):
+        if table is not None:
+            sections += [_tag("h2", title), _paragraph(f"{words}."), _table(table)]
     sections.append(_tag("h2", "Case by case"))
     results = [result for *_, result in measurement.measured]
     sections += [

@@ -46,6 +46,7 @@ def read_measurement(path: Path) -> Measurement:
         )
         for _, _, result in measurement.measured:
             result["latencies_ms"][0], result["stages_ms"]["decoder"]
+            result["encode_ms"], result["alone"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
             f"{path}: expected what percoedge bench --json prints, got {error!r}; measure again "

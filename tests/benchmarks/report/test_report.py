@@ -166,3 +166,20 @@ def test_the_command(
     assert page.read_text().startswith("<!DOCTYPE html>")
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "none.json"), "-o", str(page)])
     assert main() == 3
+
+
+def test_graphs_and_layers_where_they_were_measured(write: Callable[..., Path]) -> None:
+    times = {"p50": 1.25, "p99": 1.5}
+    graph = {
+        **{"graph": "flow", "sizes": {"n": 4}, "runs_per_s": 800.0, "latency_ms": times},
+        **dict.fromkeys(("enqueue_ms", "host_to_device_ms", "device_to_host_ms"), "unknown"),
+        **{"compute_ms": times, "layers": {"small": 0.25, "<large>": 0.75}},
+    }
+
+    def add(record: Any) -> None:
+        record["cases"][0]["alone"] = [graph]
+
+    without, page = (html_page(read_measurement(write(change))) for change in (str, add))
+    assert "Graphs by themselves" in page and "Graphs by themselves" not in without
+    assert page.index("&lt;large&gt;") < page.index("small</td>")
+    assert "75.0%" in page
