@@ -5,6 +5,7 @@ The kernel adds 1 to every number of an array; it is given as text that the driv
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import time
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.record import Options, Record, Skipped
-from percoedge.engines.tensorrt.cuda import Captured, Gpu
+from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Gpu
 from percoedge.errors import BackendError
 
 _MIB = 1 << 20
 _THREADS = 256
+_CYCLES = 200
 _ADD_ONE = b"""
 .version 7.0
 .target sm_80
@@ -146,13 +148,16 @@ def _copy(gpu: Gpu) -> dict[str, Any]:
 
 def _events(gpu: Gpu) -> dict[str, Any]:
     size = 64 * _MIB
-    one, two = gpu.allocate(size), gpu.allocate(size)
+    one, two, host = gpu.allocate(size), gpu.allocate(size), gpu.pinned(4096)
     with gpu.trace() as times_ms, gpu.timed("copy"):
         gpu.copy(one.address, two.address, size)
     mark = gpu.mark()
     costs = {
         "waiting_for_a_reached_event_us": _each_us(lambda: (mark.put(), mark.wait())),
         "waiting_for_an_idle_stream_us": _each_us(gpu.wait),
+        "copying_4_kib_and_waiting_us": _each_us(
+            lambda: (gpu.copy(one.address, host.address, 4096), gpu.wait())
+        ),
         "making_an_event_us": _each_us(gpu.mark),
     }
     return {"trace_ms": dict(times_ms), **costs}
@@ -231,21 +236,31 @@ def _pool(gpu: Gpu) -> dict[str, Any]:
     found: dict[str, Any] = {"of_the_backend": str(code) if code else int(own)}
     host = gpu.pinned(4096)
 
-    def cycle(size: int) -> None:
-        block = gpu.allocate(size)
-        gpu.copy(block.address, host.address, 4096)
-        block.free()
-        gpu.wait()
+    def cycle(size: int, times_us: dict[str, list[float]]) -> None:
+        block: list[DeviceMemory] = []
+        steps: dict[str, Callable[[], object]] = {
+            "allocate": lambda: block.append(gpu.allocate(size)),
+            "queue a copy": lambda: gpu.copy(block[0].address, host.address, 4096),
+            "wait for it": gpu.wait,
+            "free": lambda: block[0].free(),
+            "wait for that": gpu.wait,
+        }
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            times_us.setdefault(name, []).append((time.perf_counter() - began) * 1e6)
 
     for name, threshold in {"zero": 0, "max": (1 << 64) - 1}.items():
         (code,) = driver.cuMemPoolSetAttribute(pool, attribute, driver.cuuint64_t(threshold))
         if code:
             raise RuntimeError(f"cuMemPoolSetAttribute failed: {code}")
         for size in (1, 16, 256):
-            cycle(size * _MIB)
-            found[f"{name}: cycle of {size} MiB, us"] = _each_us(
-                lambda s=size: cycle(s * _MIB), 200
-            )
+            cycle(size * _MIB, {})
+            times_us: dict[str, list[float]] = {}
+            for _ in range(_CYCLES):
+                cycle(size * _MIB, times_us)
+            medians = {step: statistics.median(times) for step, times in times_us.items()}
+            found[f"{name}, {size} MiB, us"] = medians
     driver.cuMemPoolSetAttribute(pool, attribute, driver.cuuint64_t(int(own)))
     return found
 

@@ -59,7 +59,9 @@ class Record:
             return None
         except Exception as error:
             traceback.print_exc()
-            self.put(name, {"error": f"{type(error).__name__}: {error}"})
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(last.filename).name}:{last.lineno}, {last.line}"
+            self.put(name, {"error": f"{type(error).__name__}: {error}", "where": where})
             return None
         self.put(name, value)
         return value

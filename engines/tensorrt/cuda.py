@@ -117,6 +117,7 @@ class Gpu:
         except Exception as error:
             if not _is_shortage(error):
                 raise self.failure("allocating memory", error) from error
+            self.trim()  # the pool keeps what it took in vain: nearly all there is, on an H100
             free, total = self.memory_bytes()
             raise BackendError(
                 f"{self.name}: expected {size_bytes / _MIB:.0f} MiB of free GPU memory, got "

@@ -86,6 +86,7 @@ class StandInGpu:
                 if gpu._captures:
                     raise CudaError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
                 if gpu.used_bytes + gpu.kept_bytes + size > gpu.total_bytes:
+                    gpu.kept_bytes = gpu.total_bytes - gpu.used_bytes  # as CUDA 13.0 does
                     raise CudaError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
                 address = gpu._add(size)
                 gpu.used_bytes += size

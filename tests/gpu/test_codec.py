@@ -173,6 +173,19 @@ def test_bench_tells_where_the_time_goes(
     assert busy_ms < 1.5 * case["latency_ms"]["p50"]
 
 
+def test_layers_are_told_apart(tensorrt: TensorRtBackend, bundle: Bundle) -> None:
+    """In runs of their own, after which the engine gives what it gave before."""
+    codec = bundle.codec
+    x = noise(1, codec.latent_channels, 16, 16)[None]
+    with tensorrt.load(bundle.read("decoder", "fp16")) as decoder:
+        wanted = np.asarray(decoder.run({"x": x})["image"])
+        layers = decoder.layers({"x": x})
+        assert layers.times_ms and all(time_ms >= 0 for time_ms in layers.times_ms.values())
+        assert sum(layers.times_ms.values()) > 0
+        assert layers.described["Layers"]
+        np.testing.assert_array_equal(np.asarray(decoder.run({"x": x})["image"]), wanted)
+
+
 def test_what_the_plan_was_not_built_for(tensorrt: TensorRtBackend, bundle: Bundle) -> None:
     with tensorrt.load(bundle.read("decoder", "fp16")) as decoder:
         x = np.zeros((33, bundle.codec.latent_channels, 4, 4), np.float32)

@@ -78,6 +78,7 @@ def test_what_was_found_before_an_error_stays(tmp_path: Path) -> None:
     assert record.attempt("d", skip) is None
     document = json.loads(path.read_text())
     assert document["status"] == "running"
+    assert document["results"]["a"]["c"].pop("where").startswith("test_gpu.py:")
     assert document["results"] == {
         "a": {"b": {"rate": 0.3333, "none": "nan"}, "c": {"error": "ValueError: broken"}},
         "d": {"skipped": "needs luck"},

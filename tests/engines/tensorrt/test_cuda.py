@@ -138,6 +138,12 @@ def test_memory_that_is_freed_is_kept_until_it_is_needed(gpu: Gpu, machine: Stan
     assert machine.kept_bytes == 0
 
 
+def test_an_allocation_in_vain_leaves_nothing_with_the_pool(gpu: Gpu, machine: StandInGpu) -> None:
+    with pytest.raises(BackendError, match="expected 1024 MiB of free GPU memory, got 256 of 256"):
+        gpu.allocate(1 << 30)
+    assert machine.kept_bytes == 0
+
+
 def test_a_gpu_without_memory_of_its_own_has_what_the_host_has(
     machine: StandInGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
