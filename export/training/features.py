@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from percoedge.errors import UsageError
@@ -106,12 +105,10 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def shifted(images: Sequence[Tensor], rng: np.random.Generator) -> list[Tensor]:
-    """All images (B,3,H,W) moved by the same 0 or 1 pixel up and left, sides kept.
+    """All images (B,3,H,W) less 0 to 15 rows and columns at the top left: the same of each.
 
-    Features at stride 2 do not see a pattern of two pixels that is in step with them; what is
-    trained through them hides in it, as a weave, unless the step is random.
+    Features at stride s do not see a pattern of s pixels that is in step with them; what is trained
+    through them hides in it, as a weave, unless the step is random.
     """
-    down, right = (int(offset) for offset in rng.integers(0, 2, 2))
-    return [
-        F.pad(image, (0, right, 0, down), mode="replicate")[:, :, down:, right:] for image in images
-    ]
+    down, right = (int(offset) for offset in rng.integers(0, 16, 2))
+    return [image[:, :, down:, right:] for image in images]
