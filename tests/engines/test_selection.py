@@ -110,7 +110,6 @@ def test_without_onnxruntime_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch
         {"threads": 0},
         {"optimization": "most"},
         {"provider_options": {"device_id": "0"}},
-        {"name": "onnxruntime-cuda", "provider_options": {"enable_cuda_graph": "1"}},
         {"name": "tensorrt-rtx", "provider_options": {"device_id": "0"}},
     ],
 )
@@ -142,12 +141,12 @@ def test_outputs_are_left_on_the_gpu_that_runs_the_graph() -> None:
         get_inputs=lambda: [],
         get_outputs=lambda: [output],
         io_binding=Binding,
-        run_with_iobinding=lambda binding: None,
+        run_with_iobinding=lambda binding, options: None,
     )
     source = GraphSource("probe", "fp16", b"", {}, (), (TensorSpec("y", "float32", (3,)),))
     for options, device in (({}, 0), ({"device_id": "1"}, 1)):
         backend = OnnxRuntimeBackend("onnxruntime-cuda", provider_options=options)
-        engine = OnnxRuntimeEngine(session, source, backend)
+        engine = OnnxRuntimeEngine(onnxruntime, session, source, backend)
         engine.run({}, on_device=True)
         engine.run({})
         assert bound[-2:] == [("y", "cuda", device), ("y", "cpu", 0)]
