@@ -18,6 +18,7 @@ BACKENDS = (
     "tensorrt",
     "tensorrt-rtx",
     "onnxruntime-cuda",
+    "onnxruntime-cuda-graphs",
     "onnxruntime-cpu",
 )
 """Names in the order in which "auto" tries them.

@@ -33,6 +33,7 @@ __all__ = ["OPTIMIZATIONS", "PROVIDERS", "OnnxRuntimeBackend", "OnnxRuntimeEngin
 PROVIDERS: Mapping[str, str] = {
     "onnxruntime-cpu": "CPUExecutionProvider",
     "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-cuda-graphs": "CUDAExecutionProvider",
 }
 """Backend name -> name of ONNX Runtime's execution provider."""
 
@@ -45,8 +46,10 @@ OPTIMIZATIONS: Mapping[str, str] = {
 
 # Provider options that a caller's win over. TF32 off: graphs that count on exact sums stay exact.
 # Heuristic search: an exhaustive one runs every convolution algorithm at every new image size.
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 _DEFAULT_OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "onnxruntime-cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+    "onnxruntime-cuda": _CUDA_OPTIONS,
+    "onnxruntime-cuda-graphs": {**_CUDA_OPTIONS, "enable_cuda_graph": "1"},
 }
 
 _DTYPE_FROM_ORT = {
@@ -183,8 +186,8 @@ class OnnxRuntimeBackend:
     ``name``: a key of PROVIDERS. ``threads``: per engine, at least 1; None takes the processors
     that this process may use. ``optimization``: a key of OPTIMIZATIONS. ``provider_options`` go to
     the provider as they are. ``precision``: the variant of graphs to read, None for the provider's
-    fastest. Raises UsageError for a value outside these. With the provider option
-    ``enable_cuda_graph`` every run is a CUDA graph, and its outputs are on the host.
+    fastest. Raises UsageError for a value outside these. With "onnxruntime-cuda-graphs" every run
+    is a CUDA graph, and its outputs are on the host.
     """
 
     name: str = "onnxruntime-cpu"
@@ -201,6 +204,11 @@ class OnnxRuntimeBackend:
         if self.optimization not in OPTIMIZATIONS:
             raise UsageError(
                 f"expected optimization of {', '.join(OPTIMIZATIONS)}, got {self.optimization!r}"
+            )
+        if "enable_cuda_graph" in self.provider_options:
+            raise UsageError(
+                "expected provider_options without 'enable_cuda_graph', which needs tensors at "
+                f"fixed addresses, got it with {self.name}; onnxruntime-cuda-graphs sets it itself"
             )
         if self.precision not in (None, *VARIANTS):
             raise UsageError(
@@ -220,7 +228,7 @@ class OnnxRuntimeBackend:
     @property
     def cuda_graphs(self) -> bool:
         """Whether runs are captured as CUDA graphs."""
-        return self.provider_options.get("enable_cuda_graph", "0") not in ("0", "False", "false")
+        return self.name == "onnxruntime-cuda-graphs"
 
     def missing(self) -> str | None:
         """Why this backend cannot be used here, or None; runs a tiny graph unless on the CPU."""

@@ -110,6 +110,7 @@ def test_without_onnxruntime_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch
         {"threads": 0},
         {"optimization": "most"},
         {"provider_options": {"device_id": "0"}},
+        {"name": "onnxruntime-cuda", "provider_options": {"enable_cuda_graph": "1"}},
         {"name": "tensorrt-rtx", "provider_options": {"device_id": "0"}},
     ],
 )

@@ -26,8 +26,7 @@ from percoedge.errors import BackendError
 from percoedge.runtime.cli.main import main
 
 _HERE = Path(__file__).parent
-CAPTURED = "onnxruntime-cuda, captured"
-GPU_BACKENDS = [*(name for name in BACKENDS if name != "onnxruntime-cpu"), CAPTURED]
+GPU_BACKENDS = [name for name in BACKENDS if name != "onnxruntime-cpu"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,8 +88,7 @@ def make_backend(plans: Callable[[str], PlanCache]) -> Callable[[str], Backend]:
                 return TensorRtBackend(name, plans(name))
         except BackendError as error:
             pytest.skip(str(error))
-        options = {"enable_cuda_graph": "1"} if name == CAPTURED else {}
-        backend = OnnxRuntimeBackend(name.partition(",")[0], provider_options=options)
+        backend = OnnxRuntimeBackend(name)
         if reason := backend.missing():
             pytest.skip(reason)
         return backend

@@ -37,8 +37,7 @@ def engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> OnnxRuntimeEngine
     source = bundle.read("flow", "fp32")
     session = Session(OnnxRuntimeBackend(threads=1).load(source)._session)
     monkeypatch.setattr(OnnxRuntimeBackend, "device", "cpu")
-    options = {"enable_cuda_graph": "1"}
-    backend = OnnxRuntimeBackend("onnxruntime-cuda", provider_options=options)
+    backend = OnnxRuntimeBackend("onnxruntime-cuda-graphs")
     return OnnxRuntimeEngine(onnxruntime, session, source, backend)
 
 
