@@ -37,6 +37,7 @@ from percoedge.engines.tensorrt.library import (
     log_to,
     supported_targets,
 )
+from percoedge.engines.tiling import TILING, tiling_graph
 from percoedge.errors import BackendError, OutputError, UsageError
 from percoedge.export.graphs.whole_model import whole_model
 
@@ -94,6 +95,18 @@ def test_every_graph_of_the_shipped_bundle_builds(
     assert plan.stat().st_size > tiny.size_bytes([kind], "fp16") // 2
     assert "STRONGLY_TYPED" in built.flags and "TF32" not in built.flags
     assert built.weight_bytes and built.activation_bytes
+
+
+@pytest.mark.parametrize("kind", TILING)
+def test_the_graphs_of_tiles_build(
+    rtx: Library, tiny: Bundle, kind: str, tmp_path: Path, log: Any
+) -> None:
+    given = tiling_graph(kind)
+    for sizes in (SIZES, []):
+        profile = profile_for(kind, (*given.inputs, *given.outputs), tiny.codec, sizes, BATCHES)
+        graph, plan = stage_graph(given, tmp_path), tmp_path / "plan"
+        build_plan(graph, profile, rtx, plan, log, targets=TARGETS)
+        assert plan.stat().st_size
 
 
 def test_a_graph_is_staged_with_its_data(bundle: Bundle, tmp_path: Path) -> None:
