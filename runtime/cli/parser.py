@@ -257,6 +257,12 @@ def _add_build(commands: _Commands) -> None:
     build.add_argument(
         "--workspace", type=positive, metavar="MIB", help="most memory for one layer"
     )
+    build.add_argument(
+        "--level",
+        type=int,
+        choices=range(6),
+        help="optimisation of the library: 5 searches longest (default: the library's)",
+    )
 
 
 def _add_compare(commands: _Commands) -> None:

@@ -28,7 +28,7 @@ from percoedge.engines.plans.build import (
     stage_graph,
     writes_streams,
 )
-from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache
+from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache, timing_name
 from percoedge.engines.plans.profiles import Profile, profile_for
 from percoedge.engines.plans.record import (
     DISCRETE_BATCHES,
@@ -87,6 +87,7 @@ def build(options: Namespace, console: Console) -> int:
         sizes=tuple(expect_size("--sizes", text, MAX_SIDE) for text in _items(options.sizes)),
         batches=tuple(_number("batch", text) for text in _items(options.batch)) or DISCRETE_BATCHES,
         workspace_mib=None if options.workspace is None else _workspace(options.workspace),
+        level=options.level,
     )
     sms = tuple(sorted({_number("sm", text) for text in _items(options.sm)}))
     bundle = Bundle.open(options.bundle)
@@ -192,6 +193,7 @@ def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> 
     with job.cache.scratch() as folder:
         # no name for the source: the builder maps its files, and its bytes can go
         graph = stage_graph(given.read(), folder)
+        timing = timing_name(job.library, job.targets)
         stem = plan_stem(kind, graph.sha256, job.library.name, job.library.version, job.targets)
         log_path = job.cache.root / f"{stem}.log"
         try:
@@ -205,10 +207,14 @@ def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> 
                     log,
                     targets=job.ahead,
                     workspace_mib=job.request.workspace_mib,
+                    level=job.request.level,
+                    timing=job.cache.kept(timing) or b"",
                     progress=progress,
                 )
         except OSError as error:
             raise OutputError(f"{log_path}: cannot be written: {error}") from error
+        if built.timing:
+            job.cache.keep(timing, built.timing)
         plan = job.cache.store(
             folder / "plan",
             kind=kind,

@@ -24,6 +24,7 @@ from percoedge.engines.contract import GraphSource, TensorSpec
 from percoedge.engines.plans.build import (
     BuiltPlan,
     StagedGraph,
+    _timing_cache,
     build_plan,
     check_targets,
     stage_graph,
@@ -170,6 +171,40 @@ def test_workspace_is_handed_on(
     plan = tmp_path / "plan"
     built = build_plan(staged, TOY, rtx, plan, log, targets=(89,), workspace_mib=64)
     assert isinstance(built, BuiltPlan) and plan.stat().st_size
+
+
+class TimingConfig:
+    """A builder's configuration that takes the times of one GPU only."""
+
+    def __init__(self) -> None:
+        self.tried: list[bytes] = []
+
+    def create_timing_cache(self, known: bytes) -> bytes:
+        return known
+
+    def set_timing_cache(self, times: bytes, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.tried.append(times)
+        return times in (b"", b"of this GPU")
+
+
+@pytest.mark.parametrize(
+    ("known", "tried"),
+    [(b"", [b""]), (b"of this GPU", [b"of this GPU"]), (b"others", [b"others", b""])],
+)
+def test_times_of_kernels_are_used_again(rtx: Library, known: bytes, tried: list[bytes]) -> None:
+    config = TimingConfig()
+    assert _timing_cache(Library("tensorrt", "10.3.0", None), config, known) == tried[-1]
+    assert config.tried == tried
+    assert _timing_cache(rtx, config, known) is None  # it times nothing when it builds
+
+
+def test_the_level_is_handed_on(
+    rtx: Library, staged: StagedGraph, tmp_path: Path, log: Any
+) -> None:
+    plan = tmp_path / "plan"
+    built = build_plan(staged, TOY, rtx, plan, log, targets=(89,), level=0)
+    assert built.timing == b"" and plan.stat().st_size
 
 
 # ---- what is refused ----------------------------------------------------------------------------
