@@ -1,8 +1,16 @@
-"""The table, behind all tests, of the integers that the trials in tests/exactness compared."""
+"""Interrupts heeded in all tests; behind them, the table of what tests/exactness compared."""
 
 from __future__ import annotations
 
+import signal
+
 import pytest
+
+
+def pytest_configure() -> None:
+    # Shells start what runs in the background with interrupts ignored, and children inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
