@@ -1,10 +1,15 @@
-"""Interrupts heeded in all tests; behind them, the table of what tests/exactness compared."""
+"""What holds for all tests: threads, interrupts, and a table of what tests/exactness compared."""
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
+
+# Before PyTorch is imported: as many workers run as there are processors, and its threads spin
+# while they wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:

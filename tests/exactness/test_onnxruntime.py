@@ -23,9 +23,9 @@ _PROCESSOR = f"{platform.machine()}, onnxruntime {onnxruntime.__version__}"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_small_grids(variant: str, bundle: Bundle, cases: list[Case], report: Report) -> None:
+def test_small_grids(variant: str, bundle: Bundle, small_cases: list[Case], report: Report) -> None:
     tally = Tally(f"{_PROCESSOR}: {variant}, small grids")
-    run_all(tally, bundle, [case for case in cases if case.cells <= 256], ["all"], [1], [variant])
+    run_all(tally, bundle, small_cases, ["all"], [1], [variant])
     report(tally)
 
 
@@ -42,17 +42,16 @@ def test_every_level_thread_count_and_batch(
 
 @pytest.mark.slow
 def test_a_thousand_repeats_in_random_company(
-    bundle: Bundle, cases: list[Case], report: Report
+    bundle: Bundle, small_cases: list[Case], report: Report
 ) -> None:
     tally = Tally(f"{_PROCESSOR}: {REPEATS} repeats, random batches")
     settings = list(itertools.product(OPTIMIZATIONS, THREADS, VARIANTS))
     runs = [(setting, opened(bundle, *setting)) for setting in settings]
-    small = [case for case in cases if case.cells <= 256]
     draws = np.random.Philox(key=2024).random_raw(11 * REPEATS).reshape(REPEATS, 11)
     began = time.perf_counter()
     for draw in draws.tolist():
         setting, run = runs[draw[0] % len(runs)]
-        case = small[draw[1] % len(small)]
+        case = small_cases[draw[1] % len(small_cases)]
         largest = 8 if case.cells < 100 else 2
         slots = [slot % len(case.tokens) for slot in draw[3 : 4 + draw[2] % largest]]
         compare(run, case, [slots], str(setting), tally)

@@ -36,9 +36,15 @@ sys.argv = ["percoedge", "decode", {stream!r}, "out.png"]
 runpy.run_module("percoedge", run_name="__main__", alter_sys=True)
 """
 CONSOLE_SCRIPT = """
-import sys
+import signal, sys
 from percoedge.runtime.cli.main import main
-print("begins", flush=True)
+set_handler = signal.signal
+def announce(*arguments):
+    signal.signal = set_handler
+    before = set_handler(*arguments)
+    print("begins", flush=True)
+    return before
+signal.signal = announce
 sys.exit(main())
 """
 LIBRARIES = {

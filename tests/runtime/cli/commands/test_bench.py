@@ -46,6 +46,7 @@ def test_a_matrix_on_the_real_bundle(run: Callable[..., tuple[int, str, str]]) -
     assert [len(case["times"]) for case in times] == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "begins", "between"), [("table", "case  bundle  ", 1), ("markdown", "| case | bun", 2)]
 )
