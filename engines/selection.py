@@ -68,7 +68,10 @@ def select(
     """
     name, _, precision = name.partition(":")
     if name != "auto" and name not in BACKENDS:
-        raise UsageError(f"expected a backend of auto, {', '.join(BACKENDS)}, got {name!r}")
+        raise UsageError(
+            f"expected a backend of auto, {', '.join(BACKENDS)}, got {name!r}; percoedge doctor "
+            "says which of them work here"
+        )
     if (provider_options or precision) and name in ("auto", *LIBRARIES):
         providers = [backend for backend in BACKENDS if backend not in LIBRARIES]
         raise UsageError(

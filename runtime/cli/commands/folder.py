@@ -36,7 +36,7 @@ from percoedge.runtime.cli.folder_record import FolderRecord, State
 from percoedge.runtime.cli.folder_run import FolderRun, Pair, writing
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.files import STANDARD_STREAM, atomic_write, read_bytes
-from percoedge.runtime.images import format_of, suffix_of, write_image
+from percoedge.runtime.images import READ_SUFFIXES, format_of, suffix_of, write_image
 from percoedge.runtime.settings import Settings
 
 __all__ = ["REPORT_NAME", "decode_folder"]
@@ -242,6 +242,11 @@ def _output_folder(options: Namespace) -> Path:
             f"expected a folder for the images of {options.input!r}, got none; name it with --out"
         )
     target = Path(options.output)
+    if target.suffix.lower() in READ_SUFFIXES and not target.is_dir():
+        raise UsageError(
+            f"expected a folder for the images of folder {options.input!r}, got the name of an "
+            f"image, {options.output!r}; leave the suffix out, or name one stream to decode"
+        )
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
     return target

@@ -224,6 +224,7 @@ def test_results_may_lie_beside_the_streams(run: Run, source: Path) -> None:
         ((), 2, "expected a folder for the images of 'in', got none; name it with --out"),
         (("--out", "-"), 2, "name it with --out"),
         (("--out", "in/notes.txt"), 5, "cannot write in/notes.txt"),
+        (("--out", "out/o.png"), 2, "leave the suffix out"),
         (("--out", "out", "--format", "bmp"), 2, "bmp"),
         (("--out", "out", "--guidance", "99"), 2, "guidance"),
         (("--out", "out", "--bundle", "nowhere"), 4, "nowhere"),
