@@ -15,6 +15,7 @@ from percoedge.arguments import expect_int, expect_number, expect_text
 from percoedge.bitstream.captions import MAX_CAPTION_BYTES, pack_caption, unpack_caption
 from percoedge.bitstream.schedules import SCHEDULES, pass_count
 from percoedge.errors import StreamError, UsageError
+from percoedge.signatures import WRAPPED, format_name
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -48,6 +49,7 @@ _VERSION = 1
 _CHECKSUM_AT = len(_MAGIC) + 1 + FINGERPRINT_BYTES
 _FRAMING_BYTES = _CHECKSUM_AT + 2
 _SIZE_BYTES = 4
+_HEAD_BYTES = 4096  # by which other formats are known
 _MAX_CAPTION_PART = 2 + MAX_CAPTION_BYTES
 _MAX_OPTIONS_PART = 9
 _TOKEN_BLOCK = 8  # no bundle has more than 32 bits of tokens per 8x8 pixels
@@ -223,6 +225,10 @@ def _checksum(start: bytes, body: bytes) -> bytes:
 
 def _unpack_framing(data: bytes, *, insist: bool) -> tuple[bytes, bool]:
     if data[: len(_MAGIC)] != _MAGIC:
+        other = format_name(data[:_HEAD_BYTES])
+        if other is not None:
+            remedy = WRAPPED.get(other, "is it the right file?")
+            raise StreamError(f"expected a .pco file, got {other}; {remedy}")
         raise StreamError(
             f"expected a .pco file, beginning with {_MAGIC.hex(' ')}; got "
             f"{data[: len(_MAGIC)].hex(' ') or 'nothing'}: for a bare stream say so "
@@ -308,5 +314,8 @@ def _unpack_options(data: bytes, at: int) -> tuple[dict[str, int], int]:
 def _take(data: bytes, at: int, n_bytes: int, what: str) -> bytes:
     part = data[at : at + n_bytes]
     if len(part) != n_bytes:
-        raise StreamError(f"expected {n_bytes} bytes of {what}; got {len(part)}: the stream is cut")
+        raise StreamError(
+            f"expected {n_bytes} bytes of {what}; got {len(part)}: the stream is cut before its "
+            "tokens begin; fetch it again"
+        )
     return part

@@ -2,15 +2,15 @@
 
 For machines without constriction: the part of `constriction.stream` that rangecoder.py uses, under
 the same names, with the same words, symbols and errors, bit for bit. numpy adds the weights of all
-rows of a call up, block by block of symbols; one Python loop goes over the coded symbols, and sees
-the weights of one block for each. Arguments are trusted: rangecoder.py checks them.
+rows of a call up; one Python loop goes over the coded symbols, and finds each by bisection of these
+sums. Arguments are trusted: rangecoder.py checks them.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,7 +30,7 @@ class Categorical:
     """Distribution of a symbol 0..K-1, in proportion to weights that come now or with the coder.
 
     `weights`: `(K,)`, integers of at least 0 in float64 or int32, their sum above 0 and at most
-    2**53 (int32: at most 2**16 each), so that sums are exact in any order. None where each symbol
+    2**50 (int32: at most 2**16 each), so that sums are exact in any order. None where each symbol
     has its own row. `perfect` has one value here; it stands in calls as constriction needs it.
     """
 
@@ -54,8 +54,7 @@ class RangeEncoder:
         The matrix may have any memory layout.
         """
         lower, size = self._lower, self._range
-        table = _table(model.weights if weights is None else weights)
-        for left, right in _intervals(table, symbols):
+        for left, right in _intervals(model.weights if weights is None else weights, symbols):
             step = size >> _PRECISION
             lower += step * left
             size = step * (right - left)
@@ -112,23 +111,18 @@ class RangeDecoder:
         Raises AssertionError at a point that lies in no interval, as constriction does; the
         symbols before it are then consumed.
         """
-        table = _table(rows if model.weights is None else model.weights)
-        n_rows, n_symbols = table.weights.shape
-        n_borders, block_size = table.borders.shape[1], table.block_size
-        n_blocks = -(-n_symbols // block_size)
-        sums, borders, weights = (part.reshape(-1).data for part in table[:3])
-        places: Iterable[tuple[float, int, int]] = zip(
-            table.scales.tolist(),
-            range(0, n_rows * n_borders, n_borders),
-            range(0, n_rows * n_symbols, n_symbols),
-            strict=True,
+        table, scales = _sums(rows if model.weights is None else model.weights)
+        n_rows, n_symbols = table.shape
+        sums, last = table.reshape(-1).data, n_symbols - 1
+        places: Iterable[tuple[float, int]] = zip(
+            scales.tolist(), range(0, n_rows * n_symbols, n_symbols), strict=True
         )
         if model.weights is not None:
             places = [*places] * int(rows)
         symbols = []
         offset, size = self._offset, self._range
         try:
-            for scale, first, start in places:
+            for scale, first in places:
                 step = size >> _PRECISION
                 quantile = offset // step
                 if quantile >= _ONE:
@@ -136,22 +130,14 @@ class RangeDecoder:
                         "Tried to decode from compressed data that is invalid for the employed "
                         "entropy model."
                     )
-                block = bisect_right(borders, quantile, first + 1, first + n_blocks) - 1
-                below, symbol = sums[block], (block - first) * block_size
-                stop = symbol + block_size if symbol + block_size < n_symbols else n_symbols - 1
-                enough = int((quantile - stop) / scale) - 1  # less is below the quantile for sure
-                for weight in weights[start + symbol : start + stop].tolist():
-                    above = below + weight
-                    if above >= enough:
-                        right = int(above * scale) + symbol + 1
-                        if right > quantile:
-                            break
-                    below = above
-                    symbol += 1
-                else:  # only the last symbol is left, whose interval ends where all do
-                    right = _ONE
+                # The highest symbol that it can be: cum without its "+ s" is below the quantile.
+                symbol = bisect_right(sums, int(quantile / scale) + 1, first, first + last) - first
+                left = int(sums[first + symbol - 1] * scale) + symbol if symbol else 0
+                if left > quantile:  # in one of a hundred tokens or so
+                    symbol = _last_not_above(quantile, sums, first, scale, symbol)
+                    left = int(sums[first + symbol - 1] * scale) + symbol if symbol else 0
+                right = int(sums[first + symbol] * scale) + symbol + 1 if symbol < last else _ONE
                 symbols.append(symbol)
-                left = int(below * scale) + symbol
                 offset -= step * left
                 size = step * (right - left)
                 if size <= _WORD:
@@ -175,63 +161,42 @@ def _carry(words: list[int]) -> None:
     words[place] += 1
 
 
-class _Table(NamedTuple):
-    """The numbers of section 7.1 of FORMAT.md for P rows (1 if shared) of K symbols, in blocks.
+def _sums(weights: ArrayLike | None) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return A(1..K) and scale of section 7.1 of FORMAT.md for rows `(P, K)`, or for one `(K,)`.
 
-    `sums` int64 or float64 `(P, B)`: A of the first symbol of each block; `borders` int32 `(P, B)`:
-    its cum; `weights` `(P, K)`, without gaps in memory; `scales` float64 `(P,)`. B counts whole
-    blocks and what is behind them, be it nothing.
-    """
-
-    sums: NDArray[Any]
-    borders: NDArray[np.int32]
-    weights: NDArray[Any]
-    scales: NDArray[np.float64]
-    block_size: int
-
-
-def _table(weights: ArrayLike | None) -> _Table:
-    """Add up weights of rows `(P, K)`, or of one `(K,)`.
-
-    Two operations are rounded, the division here and the multiplication in `_cumulative`; each is
-    a call of its own, so that no compiler can fuse them.
+    The sums are `(P, K)` (P = 1 for one row), without gaps in memory, the scales float64 `(P,)`.
+    cum(s) = int(A(s) * scale) + s. Two operations are rounded, the division here and that
+    multiplication; each is a call of its own, so that no compiler can fuse them.
     """
     matrix: NDArray[Any] = np.ascontiguousarray(np.atleast_2d(np.asarray(weights)))
-    n_rows, n_symbols = matrix.shape
-    # About half the root: larger blocks are more work for Python, smaller ones for numpy.
-    block_size = 1 << max(0, n_symbols.bit_length() // 2 - 1)
-    n_blocks = n_symbols // block_size
-    n_whole = n_blocks * block_size
-    wide = np.int64 if matrix.dtype.kind == "i" else np.float64
-    sums = np.zeros((n_rows, n_blocks + 1), wide)
-    # einsum adds up short rows several times as fast as sum
-    in_blocks = matrix[:, :n_whole].reshape(n_rows, n_blocks, block_size)
-    np.cumsum(np.einsum("pbk->pb", in_blocks), axis=1, dtype=wide, out=sums[:, 1:])
-    scales = (_ONE - n_symbols) / (sums[:, -1] + matrix[:, n_whole:].sum(axis=1))
-    starts = np.arange(0, n_symbols + 1, block_size, dtype=np.int32)
-    return _Table(sums, _cumulative(sums, scales[:, None], starts), matrix, scales, block_size)
+    n_symbols = matrix.shape[1]
+    # numpy adds up several times as fast where it need not convert.
+    dtype = (
+        np.float64 if matrix.dtype.kind == "f" else np.int32 if n_symbols < 1 << 15 else np.int64
+    )
+    sums = np.cumsum(matrix, axis=1, dtype=dtype)
+    return sums, (_ONE - n_symbols) / sums[:, -1]
 
 
-def _cumulative(
-    sums: NDArray[Any], scales: NDArray[np.float64], symbols: NDArray[Any]
-) -> NDArray[np.int32]:
-    """Return cum(s) of symbols s < K, int32, from their A(s), in any shapes that broadcast."""
-    cumulative: NDArray[np.int32] = (sums * scales).astype(np.int32)  # which drops the fraction
-    cumulative += symbols
-    return cumulative
+def _last_not_above(quantile: int, sums: memoryview, first: int, scale: float, stop: int) -> int:
+    """Return the last symbol below `stop` whose cum is at most `quantile`.
+
+    `sums` from `first` on are A(1..K) of its row.
+    """
+    return bisect_right(
+        range(1, stop), quantile, key=lambda symbol: int(sums[first + symbol - 1] * scale) + symbol
+    )
 
 
-def _intervals(table: _Table, symbols: NDArray[np.int32]) -> list[list[int]]:
+def _intervals(weights: ArrayLike | None, symbols: NDArray[np.int32]) -> list[list[int]]:
     """Return cum(s) and cum(s + 1) of every coded symbol s."""
-    n_rows, n_symbols = table.weights.shape
+    sums, scales = _sums(weights)
+    n_rows, n_symbols = sums.shape
     rows = np.arange(len(symbols)) if n_rows > 1 else np.zeros(len(symbols), np.int64)
-    blocks = symbols // table.block_size
-    members = (blocks * table.block_size)[:, None] + np.arange(table.block_size)
-    of_members = table.weights[rows[:, None], np.minimum(members, n_symbols - 1)]
-    below = np.where(members < symbols[:, None], of_members, 0).sum(axis=1)
-    sums, scales = table.sums[rows, blocks] + below, table.scales[rows]
-    left = _cumulative(sums, scales, symbols)
-    right = _cumulative(sums + table.weights[rows, symbols], scales, symbols + 1)
+    above, scales = sums[rows, symbols], scales[rows]
+    below = np.where(symbols > 0, sums[rows, symbols - 1], 0)
+    left = (below * scales).astype(np.int32) + symbols  # astype drops the fraction
+    right = (above * scales).astype(np.int32) + symbols + 1
     right[symbols == n_symbols - 1] = _ONE
     intervals: list[list[int]] = np.stack([left, right], axis=1).tolist()
     return intervals

@@ -10,6 +10,7 @@ from percoedge.engines.contract import Backend
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.library import LIBRARIES
+from percoedge.engines.tiling import tiling_graph, tiling_kinds
 from percoedge.errors import BackendError, UsageError
 
 __all__ = ["BACKENDS", "BackendStatus", "available", "select"]
@@ -18,6 +19,7 @@ BACKENDS = (
     "tensorrt",
     "tensorrt-rtx",
     "onnxruntime-cuda",
+    "onnxruntime-cuda-graphs",
     "onnxruntime-cpu",
 )
 """Names in the order in which "auto" tries them.
@@ -66,7 +68,10 @@ def select(
     """
     name, _, precision = name.partition(":")
     if name != "auto" and name not in BACKENDS:
-        raise UsageError(f"expected a backend of auto, {', '.join(BACKENDS)}, got {name!r}")
+        raise UsageError(
+            f"expected a backend of auto, {', '.join(BACKENDS)}, got {name!r}; percoedge doctor "
+            "says which of them work here"
+        )
     if (provider_options or precision) and name in ("auto", *LIBRARIES):
         providers = [backend for backend in BACKENDS if backend not in LIBRARIES]
         raise UsageError(
@@ -112,6 +117,8 @@ def _without_plans(backend: TensorRtBackend, bundle: Bundle | None) -> str | Non
             if backend.variant not in graph.variants:
                 return f"{backend.name}: graph {kind!r} has no variant {backend.variant!r}"
             backend.find(kind, bundle.graph(kind, backend.variant).sha256)
+        for kind in tiling_kinds(bundle.codec):
+            backend.find(kind, tiling_graph(kind).sha256)
     except BackendError as error:
         return str(error)
     return None

@@ -6,6 +6,7 @@ after each stage are loaded once.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +18,13 @@ from percoedge.bitstream.container import Stream, unpack
 from percoedge.bitstream.schedules import pass_count
 from percoedge.bundles import EARLIER_BUNDLES
 from percoedge.engines.contract import Buffer, Engine
+from percoedge.engines.tiling import TILING
 from percoedge.errors import BundleMismatchError, StreamError
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.entropy import DecodedTokens, entropy_codec
 from percoedge.runtime.flow import decode_latent, noise, sample
 from percoedge.runtime.settings import Settings, schedule_of
-from percoedge.runtime.tiles import batch_parts, grid_of, slice_of
+from percoedge.runtime.tiles import batch_parts, context_tiles, grid_of, slice_of
 
 __all__ = [
     "Batch",
@@ -187,13 +189,18 @@ def render(
         latents = _latents(engines, batch, tokens, condition)
     images: list[Image.Image] = []
     header = batch.streams[0].header
-    with engines.use("decoder") as engine:
+    tiled = len(context_tiles(*batch.grid, constants.decoder_tile, constants.decoder_margin)) > 1
+    with (
+        engines.use("decoder") as engine,
+        engines.tilers("cut", on_device=tiled and engine.max_batch is not None) as tilers,
+    ):
         for latent in latents:
             for part in batch_parts(latent.shape[0], batch.pixels, engine.max_batch):
                 piece = slice_of(latent, part)
                 engines.require_memory("decoder", piece.shape[0] * batch.pixels)
                 with clock.timed("decoder"):
-                    pixels = decode_latent(engine, piece, constants)
+                    cut = (tilers or {}).get("cut") if _stays(piece) else None
+                    pixels = decode_latent(engine, piece, constants, cut)
                 with clock.timed("image"):
                     images += [Image.fromarray(p[: header.height, : header.width]) for p in pixels]
     return images
@@ -212,7 +219,10 @@ def _latents(
     cells = constants.stride // constants.latent_stride
     height, width = (side * cells for side in tokens.shape[1:])
     latents: list[Buffer] = []
-    with engines.use("flow" if guidance is None else "flow_guided") as engine:
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(engines.use("flow" if guidance is None else "flow_guided"))
+        on_device = engine.max_batch is not None and max(batch.grid) > constants.flow_tile
+        tilers = stack.enter_context(engines.tilers(*TILING, on_device=on_device))
         for part in batch.parts(engine):
             with engines.clock.timed("noise"):
                 seeds = [settings.seed_for(stream) for stream in batch.streams[part]]
@@ -222,6 +232,11 @@ def _latents(
             with engines.clock.timed("flow"):
                 texts = {name: slice_of(buffer, part) for name, buffer in condition.items()}
                 latents.append(
-                    sample(engine, tokens[part], start, steps, guidance, constants, texts)
+                    sample(engine, tokens[part], start, steps, guidance, constants, texts, tilers)
                 )
     return latents
+
+
+def _stays(buffer: Buffer) -> bool:
+    """Whether it is on a device."""
+    return not isinstance(buffer, np.ndarray)

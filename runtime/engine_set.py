@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from percoedge.engines import memory
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.contract import Backend, Engine
+from percoedge.engines.contract import Backend, Engine, Graph
+from percoedge.engines.tiling import TILING, tiling_graph
 from percoedge.runtime.clock import Clock
 
 __all__ = ["EngineSet"]
@@ -30,7 +31,10 @@ class EngineSet:
 
     @contextlib.contextmanager
     def use(self, kind: str) -> Iterator[Engine]:
-        """The engine of a graph. Raises BundleError or BackendError when it cannot be loaded."""
+        """The engine of a graph of the bundle, or of TILING.
+
+        Raises BundleError or BackendError when it cannot be loaded.
+        """
         with self._lock:
             engine = self._loaded(kind)
             if self.low_memory:
@@ -44,10 +48,19 @@ class EngineSet:
     def _loaded(self, kind: str) -> Engine:
         if kind not in self._engines:
             with self.clock.timed("load"):
-                self._engines[kind] = self.backend.load(
-                    self.bundle.graph(kind, self.backend.variant)
-                )
+                if kind in TILING:
+                    graph: Graph = tiling_graph(kind)
+                else:
+                    graph = self.bundle.graph(kind, self.backend.variant)
+                self._engines[kind] = self.backend.load(graph)
         return self._engines[kind]
+
+    @contextlib.contextmanager
+    def tilers(self, *kinds: str, on_device: bool) -> Iterator[dict[str, Engine] | None]:
+        """The engines of graphs of TILING by name, or None where tiles go over the host."""
+        with contextlib.ExitStack() as stack:
+            engines = {kind: stack.enter_context(self.use(kind)) for kind in kinds if on_device}
+            yield engines or None
 
     def require_memory(self, kind: str, pixels: int) -> None:
         """Raise BackendError unless the host has the memory to run a graph on so many pixels.

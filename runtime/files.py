@@ -72,6 +72,8 @@ def read_bytes(
     UsageError for other sources and for files opened as text.
     """
     name = source_name(source, unnamed)
+    if isinstance(source, (str, os.PathLike)):
+        _check_path(os.fspath(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         if check_head is not None:
@@ -100,8 +102,10 @@ def atomic_write(destination: str | os.PathLike[str], contents: bytes | Writer) 
     file keeps its permissions; a link is followed and its target replaced; a device or pipe,
     which cannot be replaced, is written to directly.
     Raises OutputError when the directory is missing or not writable, when the destination is a
-    directory or write-protected, when the disk is full, or when the reader has gone away.
+    directory or write-protected, when the disk is full, or when the reader has gone away, and
+    UsageError for what is no path.
     """
+    _check_path(os.fspath(destination))
     if os.fspath(destination) == STANDARD_STREAM:
         _write_standard_output(contents)
         return
@@ -188,27 +192,33 @@ def _opened(
         raise InputError(
             f"cannot read {name}: permission denied; ask for read access to it"
         ) from error
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+    except OSError as error:
         raise InputError(f"cannot read {name}: {_reason(error)}") from error
+
+
+def _check_path(path: str) -> None:
+    """Raise UsageError for what cannot be the path of a file."""
+    if not path or "\0" in path:
+        raise UsageError(f"expected the path of a file, got {path!r}; check it")
 
 
 def _drained(
     stream: BinaryIO, name: str, limit_bytes: int, check_head: Callable[[bytes], None] | None
 ) -> bytes:
     """Return up to `limit_bytes` + 1 bytes of a stream, once `check_head` has seen the first."""
-    data = bytearray()
+    data = BytesIO()  # which hands its bytes over without a copy
     checked = check_head is None
-    while len(data) <= limit_bytes:
+    while data.tell() <= limit_bytes:
         # Piece by piece, for a reader of files reserves as much memory as it is asked for.
         piece = _CHUNK_BYTES if checked else _HEAD_BYTES
-        part = _part(stream, name, min(piece, limit_bytes + 1 - len(data)))
-        data += part
-        if check_head is not None and not checked and (not part or len(data) >= _HEAD_BYTES):
-            check_head(bytes(data))
+        part = _part(stream, name, min(piece, limit_bytes + 1 - data.tell()))
+        data.write(part)
+        if check_head is not None and not checked and (not part or data.tell() >= _HEAD_BYTES):
+            check_head(data.getvalue())
             checked = True
         if not part:
             break
-    return bytes(data)
+    return data.getvalue()
 
 
 def _part(stream: BinaryIO, name: str, size_bytes: int) -> bytes:

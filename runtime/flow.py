@@ -2,7 +2,7 @@
 
 What is larger than a tile is sampled on overlapping tiles whose results are blended in latent space
 after every step, so that seams cannot form; the memory needed is that of a few tiles and of two
-latents.
+latents. On a device, all of that stays there and is queued without waiting: see ``device_tiles``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import Buffer, Engine
 from percoedge.errors import BackendError
+from percoedge.runtime.device_tiles import Axis, DeviceTiling, cut_feeds
 from percoedge.runtime.tiles import Tile, context_tiles, overlapping_tiles, ramp
 
 __all__ = ["decode_latent", "noise", "sample"]
@@ -37,19 +38,28 @@ def sample(
     guidance: float | None,
     codec: CodecConstants,
     condition: Mapping[str, Buffer] | None = None,
+    tilers: Mapping[str, Engine] | None = None,
 ) -> Buffer:
     """Integrate from t = 1 to 0 in equal Euler steps: latent float32 like ``start`` (n,C,H,W).
 
     ``tokens`` (n,h,w). ``guidance`` is fed to a guided flow graph; None means that ``engine`` runs
-    the unguided one. ``condition``: what the graph takes of captions, by name. The result stays on
-    the device where the grid fits into one tile. Raises BackendError when the result holds NaN or
-    infinity.
+    the unguided one. ``condition``: what the graph takes of captions, by name. ``tilers``: engines
+    of the graphs "cut" and "blend", to keep tiles on the device; else the host cuts and blends. The
+    result stays on the device where the grid fits into one tile or there are tilers, and may not be
+    there yet. Whether it is finite, ``decode_latent`` sees.
     """
     x: Buffer = start
     dt = np.array([1 / steps], np.float32)
     whole: dict[str, Buffer] = {"tokens": tokens, **(condition or {})}
-    one_tile = max(tokens.shape[1:]) <= codec.flow_tile
-    tiling = None if one_tile else _Tiling(engine, start, whole, codec)
+    tiling: _Tiling | DeviceTiling | None = None
+    if max(tokens.shape[1:]) > codec.flow_tile:
+        if tilers is None:
+            tiling = _Tiling(engine, start, whole, codec)
+        else:
+            cells = codec.stride // codec.latent_stride
+            axes = _axis(tokens.shape[1], codec), _axis(tokens.shape[2], codec)
+            engines = {"flow": engine, **tilers}
+            tiling = DeviceTiling(engines, axes, whole, cells, _of_images(engine))
     for index in range(steps):
         knobs: dict[str, Buffer] = {"t": np.array([1 - index / steps], np.float32), "dt": dt}
         if guidance is not None:
@@ -57,16 +67,22 @@ def sample(
         if tiling is None:
             x = engine.run({"x": x, **whole, **knobs}, on_device=True)["x_next"]
         else:
-            x = tiling.step(np.asarray(x), knobs)
-    # One look at the end: what is not finite stays so. A latent is a third of its image in bytes,
-    # and waiting for it here keeps the times of flow and decoder apart.
-    if not np.isfinite(np.asarray(x)).all():
-        raise BackendError(
-            "expected finite latents from the flow graph, got NaN or infinity: its numbers "
-            "overflow on this backend; decode with the backend 'onnxruntime-cpu', or export the "
-            "bundle with norms and softmax in float32"
-        )
+            x = tiling.step(x, knobs)
     return x
+
+
+def _axis(side: int, codec: CodecConstants) -> Axis:
+    """Tiles along one side of a grid of tokens, in latent cells."""
+    cells = codec.stride // codec.latent_stride
+    tile, starts = overlapping_tiles(side, codec.flow_tile, codec.flow_overlap)
+    shares = _shares(starts, tile, side * cells, cells, codec.flow_overlap)
+    return Axis(side * cells, tile * cells, {start * cells: v for start, v in shares.items()})
+
+
+def _of_images(engine: Engine) -> frozenset[str]:
+    """Inputs of the flow that belong to an image, besides tokens."""
+    of_images = {spec.name for spec in engine.inputs if spec.shape[:1] == ("n",)}
+    return frozenset(of_images - {"tokens", "x"})
 
 
 @dataclass(frozen=True)
@@ -100,8 +116,9 @@ class _Tiling:
         self._tiles = np.empty((len(first.places) * len(start), start.shape[1], *sides), np.float32)
         self._blended = [np.empty_like(start), np.empty_like(start)]
 
-    def step(self, x: FloatArray, knobs: Mapping[str, Buffer]) -> FloatArray:
+    def step(self, latents: Buffer, knobs: Mapping[str, Buffer]) -> FloatArray:
         """One Euler step on every tile, blended; the result holds until the step after the next."""
+        x = np.asarray(latents)
         count = len(x)
         blended = self._blended[0]
         self._blended.reverse()
@@ -131,7 +148,6 @@ def _tile_groups(
     vertical = _shares(tops, rows, height, cells, overlap)
     horizontal = _shares(lefts, columns, width, cells, overlap)
     weights = [vertical[tile.top][:, None] * horizontal[tile.left] for tile in tiles]
-    of_pictures = {spec.name for spec in engine.inputs if spec.shape[:1] == ("n",)} - {"tokens"}
     most = codec.flow_batch
     if engine.max_batch is not None:
         most = max(1, engine.max_batch // len(tokens))
@@ -140,7 +156,7 @@ def _tile_groups(
         together = tiles[first : first + most]
         feeds = dict(whole)
         if len(together) > 1:
-            for name in of_pictures & whole.keys():
+            for name in _of_images(engine) & whole.keys():
                 feeds[name] = np.concatenate([np.asarray(whole[name])] * len(together))
         feeds["tokens"] = np.concatenate([tokens[(..., *tile.slices)] for tile in together])
         places = [tile.scaled(cells) for tile in together]
@@ -162,19 +178,27 @@ def _shares(
     }
 
 
-def decode_latent(engine: Engine, latent: Buffer, codec: CodecConstants) -> NDArray[np.uint8]:
+def decode_latent(
+    engine: Engine, latent: Buffer, codec: CodecConstants, cut: Engine | None = None
+) -> NDArray[np.uint8]:
     """Latent float32 (n,C,H,W) -> pixels uint8 (n,s*h,s*w,3), in tiles with enough context.
 
-    Bundles without latents have their tokens int32 (n,h,w) decoded instead. Raises BackendError
-    when the graph gives a blank picture whatever it is given.
+    Bundles without latents have their tokens int32 (n,h,w) decoded instead. ``cut``: the engine of
+    that graph, for latents on the device. Raises BackendError when the latents hold NaN or
+    infinity, or the graph gives a blank picture whatever it is given.
     """
-    pixels = _decode(engine, latent, codec)
+    waits = engine.max_batch is not None  # a device: the decoder is queued before latents are seen
+    if not waits:
+        _require_finite(latent)
+    pixels = _decode(engine, latent, codec, cut)
+    if waits:
+        _require_finite(latent)
     blank = _blank_values(pixels)
     if (blank >= 0).any():
         # A picture may be black or white throughout, and then that of the opposite latent is not.
         # Numbers overflow with either sign, and NaN ends as the same byte in either.
         most = 1 if codec.latent_channels else codec.codebook_size - 1
-        opposite = _blank_values(_decode(engine, most - np.asarray(latent), codec))
+        opposite = _blank_values(_decode(engine, most - np.asarray(latent), codec, None))
         stuck = blank[(blank >= 0) & (blank == opposite)]
         if len(stuck):
             raise BackendError(
@@ -183,6 +207,16 @@ def decode_latent(engine: Engine, latent: Buffer, codec: CodecConstants) -> NDAr
                 "backend 'onnxruntime-cpu', or export the bundle with norms in float32"
             )
     return pixels
+
+
+def _require_finite(latent: Buffer) -> None:
+    """One look at the end of the flow: what is not finite stays so."""
+    if not np.isfinite(np.asarray(latent)).all():
+        raise BackendError(
+            "expected finite latents from the flow graph, got NaN or infinity: its numbers "
+            "overflow on this backend; decode with the backend 'onnxruntime-cpu', or export the "
+            "bundle with norms and softmax in float32"
+        )
 
 
 def _blank_values(pixels: NDArray[np.uint8]) -> NDArray[np.int_]:
@@ -196,18 +230,25 @@ def _blank_values(pixels: NDArray[np.uint8]) -> NDArray[np.int_]:
     return np.array(values)
 
 
-def _decode(engine: Engine, latent: Buffer, codec: CodecConstants) -> NDArray[np.uint8]:
+def _decode(
+    engine: Engine, latent: Buffer, codec: CodecConstants, cut: Engine | None
+) -> NDArray[np.uint8]:
     cells = codec.stride // codec.latent_stride if codec.latent_channels else 1
     batch, name = latent.shape[0], engine.inputs[0].name
     height, width = (side // cells for side in latent.shape[-2:])
     pairs = context_tiles(height, width, codec.decoder_tile, codec.decoder_margin)
     if len(pairs) == 1:
         return np.asarray(engine.run({name: latent})["image"])
-    whole = np.asarray(latent)
     pixels = np.empty((batch, height * codec.stride, width * codec.stride, 3), np.uint8)
     for outer, inner in pairs:
         rows, columns = outer.scaled(cells)
-        tile = np.ascontiguousarray(whole[..., rows, columns])
+        tile: Buffer
+        if cut is None:
+            tile = np.ascontiguousarray(np.asarray(latent)[..., rows, columns])
+        else:
+            place = Tile(rows.start, rows.stop, columns.start, columns.stop)
+            feeds = cut_feeds([place], batch, (height * cells, width * cells))
+            tile = cut.run({"x": latent, **feeds}, on_device=True)["tiles"]
         image = np.asarray(engine.run({name: tile})["image"])
         top = (inner.top - outer.top) * codec.stride
         left = (inner.left - outer.left) * codec.stride

@@ -79,13 +79,19 @@ def schedule_of(header: Header, bundle: Bundle) -> str:
     return header.schedule or bundle.codec.schedule
 
 
-def chosen_graphs(bundle: Bundle, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of graphs, each once; all of the bundle where none are given. Raises UsageError."""
-    kinds = tuple(dict.fromkeys(names or bundle.kinds))
-    unknown = [kind for kind in kinds if kind not in bundle.kinds]
+def chosen_graphs(
+    bundle: Bundle, names: Sequence[str] | None, besides: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Names of graphs, each once; all of the bundle where none are given, and those ``besides``.
+
+    Raises UsageError for others.
+    """
+    known = (*bundle.kinds, *besides)
+    kinds = tuple(dict.fromkeys(names or known))
+    unknown = [kind for kind in kinds if kind not in known]
     if unknown:
         raise UsageError(
-            f"expected graphs of {', '.join(bundle.kinds)}, got {', '.join(unknown)}; "
+            f"expected graphs of {', '.join(known)}, got {', '.join(unknown)}; "
             "name some of these with --graph, or leave it out for all of them"
         )
     return kinds

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from percoedge.arguments import shown
 from percoedge.errors import (
     BundleMismatchError,
     EngineError,
@@ -90,7 +91,7 @@ def handle_errors(app: FastAPI, refused: Callable[[str], None]) -> None:
     async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         detail = "; ".join(
-            f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}, got {each.get('input')!r}"
+            f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}, got {shown(each.get('input'))}"
             for each in error.errors()
         )
         return await on_problem(request, Problem(400, "usage", f"expected other values: {detail}"))

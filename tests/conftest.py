@@ -1,15 +1,27 @@
-"""What ``-m gpu`` looks at; and behind all tests the table of the integers that were compared.
+"""What holds for all tests: what is looked at, threads, interrupts, a table of what was compared.
 
-Those are the trials in tests/exactness.
+The table is of the integers in the trials of tests/exactness.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 _HERE = Path(__file__).parent
+
+# Before PyTorch is imported: as many workers run as there are processors, and its threads spin
+# while they wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure() -> None:
+    # Shells start what runs in the background with interrupts ignored, and children inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

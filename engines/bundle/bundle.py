@@ -57,7 +57,7 @@ class Bundle:
         path = Path(name_or_path)
         if isinstance(name_or_path, str) and name_or_path in shipped:
             path = shipped[name_or_path]
-        elif not path.exists():
+        elif name_or_path == "" or not path.exists():
             raise BundleError(
                 f"expected a bundle directory, a .zip of one, or one of the shipped bundles "
                 f"({', '.join(shipped) or 'none'}), got {str(name_or_path)!r}; check the path"

@@ -24,6 +24,7 @@ from percoedge.engines import memory
 from percoedge.engines.bundle.graph_scan import check_model
 from percoedge.engines.bundle.manifest import VARIANTS
 from percoedge.engines.contract import Buffer, Graph, GraphSource, TensorSpec, check_tensors
+from percoedge.engines.onnxruntime.captured import CapturedRuns
 from percoedge.engines.processors import usable_processors
 from percoedge.errors import BackendError, UsageError
 
@@ -32,6 +33,7 @@ __all__ = ["OPTIMIZATIONS", "PROVIDERS", "OnnxRuntimeBackend", "OnnxRuntimeEngin
 PROVIDERS: Mapping[str, str] = {
     "onnxruntime-cpu": "CPUExecutionProvider",
     "onnxruntime-cuda": "CUDAExecutionProvider",
+    "onnxruntime-cuda-graphs": "CUDAExecutionProvider",
 }
 """Backend name -> name of ONNX Runtime's execution provider."""
 
@@ -44,8 +46,10 @@ OPTIMIZATIONS: Mapping[str, str] = {
 
 # Provider options that a caller's win over. TF32 off: graphs that count on exact sums stay exact.
 # Heuristic search: an exhaustive one runs every convolution algorithm at every new image size.
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 _DEFAULT_OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "onnxruntime-cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+    "onnxruntime-cuda": _CUDA_OPTIONS,
+    "onnxruntime-cuda-graphs": {**_CUDA_OPTIONS, "enable_cuda_graph": "1"},
 }
 
 _DTYPE_FROM_ORT = {
@@ -102,13 +106,21 @@ class OrtBuffer:
 class OnnxRuntimeEngine:
     """One session of ONNX Runtime; see the contract of Engine. Threads may share it."""
 
-    def __init__(self, session: Any, source: GraphSource, backend: OnnxRuntimeBackend) -> None:
+    def __init__(
+        self, ort: Any, session: Any, source: GraphSource, backend: OnnxRuntimeBackend
+    ) -> None:
         self.inputs = source.inputs
         self.outputs = source.outputs
         self.max_batch = None if backend.device == "cpu" else _GPU_BATCH
         self._where = f"graph {source.kind!r} ({source.variant}, {backend.name})"
         self._place = (backend.device, int(backend.provider_options.get("device_id", 0)))
         self._session = session
+        self._captured: CapturedRuns | None = None
+        self._options = None
+        if backend.cuda_graphs:
+            self._captured = CapturedRuns(ort, session, self.inputs, self.outputs, self._place)
+            self._options = ort.RunOptions()
+            self._options.add_run_config_entry("gpu_graph_id", "-1")  # not to be captured
         _check_interface(self._where + ": input", self.inputs, session.get_inputs())
         _check_interface(self._where + ": output", self.outputs, session.get_outputs())
 
@@ -118,6 +130,13 @@ class OnnxRuntimeEngine:
         if session is None:
             raise BackendError(f"{self._where} is closed; load it again")
         sizes = check_tensors(self._where + ": input", self.inputs, feeds)
+        if self._captured is not None:
+            try:
+                results = self._captured.run(feeds, sizes)
+            except Exception as error:  # the library's errors have no common base
+                raise self._failure(error, feeds) from error
+            if results is not None:
+                return dict(results)
         hosts = []  # ONNX Runtime borrows these arrays until the run is over
         binding = session.io_binding()
         try:
@@ -130,13 +149,10 @@ class OnnxRuntimeEngine:
                     binding.bind_cpu_input(spec.name, hosts[-1])
             for spec in self.outputs:
                 binding.bind_output(spec.name, *(self._place if on_device else ("cpu", 0)))
-            session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, self._options)
             values = [OrtBuffer(value) for value in binding.get_outputs()]
         except Exception as error:  # the library's errors have no common base
-            raise BackendError(
-                f"{self._where} failed: {error}; feeds were "
-                f"{', '.join(f'{s.name} {tuple(feeds[s.name].shape)}' for s in self.inputs)}"
-            ) from error
+            raise self._failure(error, feeds) from error
         outputs: dict[str, Buffer] = {
             spec.name: value if on_device else np.asarray(value)
             for spec, value in zip(self.outputs, values, strict=True)
@@ -150,7 +166,11 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         """Free the session; see the contract of Engine."""
-        self._session = None
+        self._session = self._captured = None
+
+    def _failure(self, error: Exception, feeds: Mapping[str, Buffer]) -> BackendError:
+        shapes = ", ".join(f"{s.name} {tuple(feeds[s.name].shape)}" for s in self.inputs)
+        return BackendError(f"{self._where} failed: {error}; feeds were {shapes}")
 
     def __enter__(self) -> OnnxRuntimeEngine:
         return self
@@ -166,8 +186,8 @@ class OnnxRuntimeBackend:
     ``name``: a key of PROVIDERS. ``threads``: per engine, at least 1; None takes the processors
     that this process may use. ``optimization``: a key of OPTIMIZATIONS. ``provider_options`` go to
     the provider as they are. ``precision``: the variant of graphs to read, None for the provider's
-    fastest. Raises UsageError for a value outside these, and for CUDA graphs: those need inputs and
-    outputs at fixed addresses, and here every run has its own.
+    fastest. Raises UsageError for a value outside these. With "onnxruntime-cuda-graphs" every run
+    is a CUDA graph, and its outputs are on the host.
     """
 
     name: str = "onnxruntime-cpu"
@@ -187,8 +207,8 @@ class OnnxRuntimeBackend:
             )
         if "enable_cuda_graph" in self.provider_options:
             raise UsageError(
-                "expected provider_options that keep each run's own addresses, got "
-                "'enable_cuda_graph', with which a run would show an earlier picture; leave it out"
+                "expected provider_options without 'enable_cuda_graph', which needs tensors at "
+                f"fixed addresses, got it with {self.name}; onnxruntime-cuda-graphs sets it itself"
             )
         if self.precision not in (None, *VARIANTS):
             raise UsageError(
@@ -204,6 +224,11 @@ class OnnxRuntimeBackend:
     def device(self) -> str:
         """ONNX Runtime's name for where outputs are left: "cpu" or "cuda"."""
         return "cpu" if self.name == "onnxruntime-cpu" else "cuda"
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether runs are captured as CUDA graphs."""
+        return self.name == "onnxruntime-cuda-graphs"
 
     def missing(self) -> str | None:
         """Why this backend cannot be used here, or None; runs a tiny graph unless on the CPU."""
@@ -233,7 +258,7 @@ class OnnxRuntimeBackend:
             session = self._session(ort, source.model, source.data)
         except BackendError as error:
             raise BackendError(f"{where}: {error}") from error
-        return OnnxRuntimeEngine(session, source, self)
+        return OnnxRuntimeEngine(ort, session, source, self)
 
     def _check_listed(self, ort: Any) -> None:
         listed = ort.get_available_providers()

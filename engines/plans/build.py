@@ -64,11 +64,13 @@ class BuiltPlan:
     """What a build tells: names of the flags that were set, and bytes on the GPU that it announced.
 
     ``activation_bytes`` is what the largest sizes of the profile need; None where it does not say.
+    ``timing``: for the next build on this GPU, empty where the library times nothing.
     """
 
     flags: tuple[str, ...]
     activation_bytes: int | None
     weight_bytes: int | None
+    timing: bytes
 
 
 def stage_graph(source: GraphSource, folder: Path) -> StagedGraph:
@@ -116,12 +118,15 @@ def build_plan(
     *,
     targets: Sequence[int] = (),
     workspace_mib: int | None = None,
+    level: int | None = None,
+    timing: bytes = b"",
     progress: Progress | None = None,
 ) -> BuiltPlan:
     """Build one graph into the file ``plan``.
 
     ``targets``: compute capabilities to build for, none for the GPU at hand. ``workspace_mib``: the
-    most that one layer may use for itself. The builder's words go to ``log``. Ctrl-C stops the
+    most that one layer may use for itself. ``level``: of optimisation, 0 to 5. ``timing``: what an
+    earlier build left of the times of kernels. The builder's words go to ``log``. Ctrl-C stops the
     build. Raises BackendError when the library refuses the graph, UsageError for targets it does
     not know, and OutputError when the engine file cannot be written.
     """
@@ -132,6 +137,9 @@ def build_plan(
         network, flags, parser = _parse(graph, library, builder, logger, messages)
         config = builder.create_builder_config()
         flags += _configure(library, config, targets, workspace_mib)
+        if level is not None:
+            config.builder_optimization_level = level
+        times = _timing_cache(library, config, timing)
         shapes = builder.create_optimization_profile()
         for spec in graph.inputs:
             if any(isinstance(axis, str) for axis in spec.shape):
@@ -142,6 +150,7 @@ def build_plan(
             if monitor is not None:
                 config.progress_monitor = monitor
             built = _write_plan(library, builder, network, config, plan)
+        timed = b"" if times is None else bytes(times.serialize())
     del parser  # the network maps the data through it
     if not built:
         raise BackendError(
@@ -154,7 +163,7 @@ def build_plan(
             f"{messages.contradiction}; ask for smaller sizes, or export it with larger limits"
         )
     memory = messages.memory
-    return BuiltPlan(flags, memory.get("Activation"), memory.get("Weights"))
+    return BuiltPlan(flags, memory.get("Activation"), memory.get("Weights"), timed)
 
 
 def writes_streams(library: Library) -> bool:
@@ -248,6 +257,17 @@ def _configure(
     return tuple(
         name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)
     )
+
+
+def _timing_cache(library: Library, config: Any, timing: bytes) -> Any:
+    """The library's times of kernels, from those of an earlier build; None for TensorRT-RTX."""
+    if supported_targets(library):
+        return None
+    for known in (timing, b""):  # those of another GPU are refused
+        times = config.create_timing_cache(known)
+        if config.set_timing_cache(times, False):
+            return times
+    return None
 
 
 def _write_plan(library: Library, builder: Any, network: Any, config: Any, path: Path) -> bool:

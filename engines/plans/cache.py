@@ -37,7 +37,7 @@ from percoedge.engines.tensorrt.library import Library, supported_targets
 from percoedge.errors import BackendError, OutputError
 from percoedge.replacing import replacing
 
-__all__ = ["CACHE_VARIABLE", "PlanCache"]
+__all__ = ["CACHE_VARIABLE", "PlanCache", "kernels_name", "timing_name"]
 
 CACHE_VARIABLE = "PERCOEDGE_CACHE"
 """Environment variable that names the folder of the engine files."""
@@ -45,8 +45,7 @@ CACHE_VARIABLE = "PERCOEDGE_CACHE"
 _CHUNK_BYTES = 1 << 20
 _MODE = 0o644  # of files, whatever the umask: group members must not be able to write
 _MAX_MANIFEST_BYTES = 1 << 16
-_MAX_KERNELS_BYTES = 1 << 30
-_KERNELS_SUFFIX = ".kernels"
+_MAX_KEPT_BYTES = 1 << 30
 _SUM_BYTES = 32
 _SCRATCH = "partial-"
 _SCRATCH_SECONDS = 24 * 3600.0  # what is older was left by a build that was killed
@@ -58,6 +57,7 @@ class PlanCache:
     def __init__(self, root: Path | None = None) -> None:
         self.root = _default_root() if root is None else root
         self._named = root
+        self._sound: dict[str, tuple[int, ...]] = {}  # by SHA-256, what the system says of the file
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -129,7 +129,7 @@ class PlanCache:
             with replacing(manifest, _MODE) as file:
                 file.write(encode_record(record))
             if replaced not in (None, record.plan_name):
-                for name in (str(replaced), f"{replaced}{_KERNELS_SUFFIX}"):
+                for name in (str(replaced), kernels_name(str(replaced))):
                     (self.root / name).unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(
@@ -196,49 +196,49 @@ class PlanCache:
         """The bytes of an engine file, of the size and SHA-256 in its manifest, mapped from disk.
 
         So they take no memory but that which the system lends to files; nobody but this user and
-        root can write to them meanwhile, and a build replaces the file as a whole. Unmapped when
-        nobody refers to it. Raises BackendError with the command to run when the file is missing
+        root can write to them meanwhile, and a build replaces the file as a whole. A file that has
+        not changed since it was found sound is not read again for its sum. Unmapped when nobody
+        refers to it. Raises BackendError with the command to run when the file is missing
         or altered.
         """
         path = self.root / record.plan_name
         self._check_root()
         try:
             with _own_file(path) as file:
-                size_bytes = os.fstat(file.fileno()).st_size
-                if size_bytes != record.size:
-                    raise BackendError(f"{path}: expected {record.size} bytes, got {size_bytes}")
+                info = os.fstat(file.fileno())
+                if info.st_size != record.size:
+                    raise BackendError(f"{path}: expected {record.size} bytes, got {info.st_size}")
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            digest = hashlib.sha256(data).hexdigest()
-            if digest != record.plan_sha256:
-                raise BackendError(
-                    f"{path}: expected SHA-256 {record.plan_sha256}, got {digest}: it was altered"
-                )
+            seen = (info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
+            if self._sound.get(record.plan_sha256) != seen:
+                digest = hashlib.sha256(data).hexdigest()
+                if digest != record.plan_sha256:
+                    expected = f"expected SHA-256 {record.plan_sha256}, got {digest}"
+                    raise BackendError(f"{path}: {expected}: it was altered")
+                self._sound[digest] = seen
         except BackendError as error:
             command = self._command(record.kind, record.library, record.targets, record.request)
             raise BackendError(f"{error}; build it again: {command}") from error
         return data
 
-    def kernels(self, record: PlanRecord) -> bytes | None:
-        """What ``keep_kernels`` kept of a record; None for nothing or for what is not sound."""
+    def kept(self, name: str) -> bytes | None:
+        """What ``keep`` kept under a name; None for nothing or for what is not sound."""
         with contextlib.suppress(BackendError):
             self._check_root()
-            data = _read_own_file(self._kernels_path(record), _MAX_KERNELS_BYTES)
+            data = _read_own_file(self.root / name, _MAX_KEPT_BYTES)
             if hashlib.sha256(data[_SUM_BYTES:]).digest() == data[:_SUM_BYTES]:
                 return data[_SUM_BYTES:]
         return None
 
-    def keep_kernels(self, record: PlanRecord, kernels: bytes) -> None:
-        """Keep what a library compiled for the GPU at hand, for the next process.
+    def keep(self, name: str, data: bytes) -> None:
+        """Keep what a library compiled or timed for the GPU at hand, for the next process.
 
-        Nothing happens where it cannot be written: the next process compiles again.
+        Nothing happens where it cannot be written: the next process does it again.
         """
         with contextlib.suppress(BackendError, OSError):
             self._check_root()
-            with replacing(self._kernels_path(record), _MODE) as file:
-                file.write(hashlib.sha256(kernels).digest() + kernels)
-
-    def _kernels_path(self, record: PlanRecord) -> Path:
-        return self.root / f"{record.plan_name}{_KERNELS_SUFFIX}"
+            with replacing(self.root / name, _MODE) as file:
+                file.write(hashlib.sha256(data).digest() + data)
 
     def _manifest(self, path: Path) -> PlanRecord:
         """Read and check one manifest; raises BackendError."""
@@ -299,6 +299,16 @@ class PlanCache:
         return rebuild_command(
             library, kind=kind, targets=targets, request=request, cache=self._named
         )
+
+
+def kernels_name(plan_name: str) -> str:
+    """Under which name the kernels are kept that were compiled for an engine file."""
+    return f"{plan_name}.kernels"
+
+
+def timing_name(library: Library, targets: Sequence[int]) -> str:
+    """Under which name a library's times of kernels are kept, for later builds."""
+    return f"{library.name}-{library.version}-sm{'-'.join(map(str, targets))}.timing"
 
 
 def _default_root() -> Path:

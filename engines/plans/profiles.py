@@ -12,6 +12,7 @@ from math import prod
 
 from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import TensorSpec, split_axis
+from percoedge.engines.tiling import TILING
 from percoedge.errors import BackendError, UsageError
 
 __all__ = ["MAX_BATCH", "Profile", "profile_for"]
@@ -23,6 +24,7 @@ _TUNED_SIDE = 512  # pixels, where no size is given
 _LARGEST_SIDE = 16384  # pixels, as in the stream format
 _WHOLE_SIDE = 2048  # pixels, likewise, of pictures that go through a graph in one piece
 _FLOWS = ("flow", "flow_guided")
+_MOST_SHARED = 4  # tiles along an axis that share a cell; 2 nearly always
 
 Shape = tuple[int, ...]
 Range = tuple[int, int, int]
@@ -98,6 +100,8 @@ def profile_for(
         (_, h, h_high), (_, w, w_high) = ranges["h"], ranges["w"]
         # Positions of one pass: every cell at most, a quarter in the largest pass of most schedules
         ranges["p"] = (1, -(-h * w // 4), h_high * w_high)
+    if kind in TILING:
+        ranges |= _tiling_ranges(codec, grids, ranges["n"])
     if not symbols <= ranges.keys():
         raise BackendError(
             f"graph {kind!r}: expected axes of {', '.join(ranges)}, got "
@@ -108,6 +112,27 @@ def profile_for(
     for spec in specs:
         _check_elements(kind, spec, profile)
     return profile
+
+
+def _tiling_ranges(
+    codec: CodecConstants, grids: Sequence[tuple[int, int]], batch: Range
+) -> dict[str, Range]:
+    """Latents from one flow tile to the largest image; tiles are those of flow and decoder."""
+    cells = codec.stride // codec.latent_stride
+    typical = -(-_TUNED_SIDE // codec.stride)
+    first = grids[0] if grids else (typical, typical)
+    largest = -(-_LARGEST_SIDE // codec.stride)
+    whole = [max((grid[i] for grid in grids), default=largest) * cells for i in range(2)]
+    tile = max(
+        codec.flow_tile, _with_margin(codec.decoder_tile, codec.decoder_margin, codec.flow_tile)
+    )
+    side = (1, codec.flow_tile * cells, tile * cells)
+    return {
+        "c": (codec.latent_channels,) * 3,
+        "t": (1, codec.flow_batch * batch[1], codec.flow_batch * batch[2]),
+        **{"y": side, "x": side, "k": (1, 2, _MOST_SHARED)},
+        **{axis: (1, first[i] * cells, whole[i]) for i, axis in enumerate("ab")},
+    }
 
 
 def _largest_side(kind: str, codec: CodecConstants, whole_side: int) -> int | None:

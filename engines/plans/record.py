@@ -44,14 +44,15 @@ A GPU that shares its memory with the host gets 1.
 class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``percoedge build`` was asked for: enough to ask for it again.
 
-    ``sizes``: width and height of pictures in pixels, none for every size. ``workspace_mib``: None
-    leaves it to the library.
+    ``sizes``: width and height of pictures in pixels, none for every size. ``workspace_mib`` and
+    ``level`` (of optimisation): None leaves it to the library.
     """
 
     bundle: str = "BUNDLE"
     sizes: tuple[tuple[int, int], ...] = ()
     batches: tuple[int, ...] = DISCRETE_BATCHES
     workspace_mib: int | None = None
+    level: int | None = None
 
 
 class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -116,6 +117,8 @@ def rebuild_command(
         words += ["--batch", ",".join(map(str, request.batches))]
     if request.workspace_mib is not None:
         words += ["--workspace", str(request.workspace_mib)]
+    if request.level is not None:
+        words += ["--level", str(request.level)]
     if kind is not None:
         words += ["--graph", kind]
     if cache is not None:

@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from percoedge.engines.contract import Buffer, Engine, TensorSpec, check_tensors
-from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Gpu, Mark
+from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Gpu, HostMemory, Mark
 from percoedge.engines.tensorrt.library import Library, log_to
 from percoedge.errors import BackendError
 
 __all__ = ["Binding", "Captures", "Device", "TensorRtBuffer"]
 
 _ALIGNMENT = 256
+_MAX_STAGES = 8  # uploads of one shape that may be on their way: steps of the flow queued ahead
 # Names in traces of the GPU.
 _TO_DEVICE, _TO_HOST = "host to device", "device to host"
 _ON_DEVICE, _COMPUTE = "device to device", "compute"
@@ -120,6 +121,14 @@ class _Slot:
         return part.view(self.dtype).reshape(self.shape)
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """Pinned memory for one upload, and when that was done."""
+
+    memory: HostMemory
+    uploaded: Mark
+
+
 class TensorRtBuffer:
     """A tensor on the GPU, behind work that may still be queued; it outlives its engine."""
 
@@ -175,7 +184,7 @@ class Binding:
         self._messages: list[str] = []
         self._graph: Captured | None = None
         self._scratch: DeviceMemory | None = None
-        self._runs = 0
+        self._enqueued = self._enqueued_there = False  # ever, and with this scratch memory
         with log_to(device.library, self._note):
             for spec, shape in zip(inputs, shapes, strict=True):
                 self._require(context.set_input_shape(spec.name, shape), f"shape {shape}")
@@ -191,9 +200,8 @@ class Binding:
             check_tensors(where + ": output", outputs, views, sizes)
             self._input = self._gpu.allocate(size_bytes)
             self._output = self._gpu.allocate(self._result_bytes)
-            self._staging = self._gpu.pinned(size_bytes)
-            self._staged = {slot.name: slot.array(self._staging.array) for slot in self._sources}
-            self._uploaded = self._gpu.mark()
+            self._input_bytes = size_bytes
+            self._stages: list[_Stage] = []
             for memory, slots in ((self._input, self._sources), (self._output, self._results)):
                 for slot in slots:
                     address = memory.address + slot.offset
@@ -209,24 +217,37 @@ class Binding:
             else:
                 from_host.append((slot, feed))
         if from_host:
-            self._uploaded.wait()  # the last upload may still be reading there
+            stage = self._free_stage()
             for slot, feed in from_host:
-                np.copyto(self._staged[slot.name], np.asarray(feed))
+                np.copyto(slot.array(stage.memory.array), np.asarray(feed))
             # One copy for all of them; what lies between is overwritten below.
             first, last = from_host[0][0], from_host[-1][0]
             size_bytes = last.offset + last.size_bytes - first.offset
             with self._gpu.timed(_TO_DEVICE):
                 self._gpu.copy(
                     self._input.address + first.offset,
-                    self._staging.address + first.offset,
+                    stage.memory.address + first.offset,
                     size_bytes,
                 )
-            self._uploaded.put()
+            stage.uploaded.put()
         if from_device:
             with self._gpu.timed(_ON_DEVICE):
                 for slot, feed in from_device:
                     target = self._input.address + slot.offset
                     self._gpu.copy(target, feed.address, slot.size_bytes)
+
+    def _free_stage(self) -> _Stage:
+        """Pinned memory that no upload reads any more; the host waits for it only with too many."""
+        for stage in self._stages:
+            if stage.uploaded.reached:
+                return stage
+        if len(self._stages) < _MAX_STAGES:
+            stage = _Stage(self._gpu.pinned(self._input_bytes), self._gpu.mark())
+        else:
+            stage = self._stages.pop(0)
+            stage.uploaded.wait()
+        self._stages.append(stage)
+        return stage
 
     def execute(self) -> None:
         """Queue the graph: as it is at first, and as a captured CUDA graph from then on."""
@@ -234,14 +255,14 @@ class Binding:
         if scratch is not self._scratch:
             self._forget_graph()
             self._context.set_device_memory(scratch.address, scratch.size_bytes)
-            self._scratch, self._runs = scratch, 0
-        if self._graph is None and self._captures and self._runs:
+            self._scratch, self._enqueued_there = scratch, False
+        if self._graph is None and self._captures and self._enqueued:
             captured = self._gpu.capture(self._enqueue)
-            if isinstance(captured, str):
+            if not isinstance(captured, str):
+                self._graph = captured
+            elif self._enqueued_there:  # else there is another chance behind a run as it is
                 self._captures = False
                 self._device.captures.refusals[self._where] = captured
-            else:
-                self._graph = captured
         self._device.captures.runs += 1
         self._device.captures.launches += self._graph is not None
         with self._gpu.timed(_COMPUTE):
@@ -250,7 +271,7 @@ class Binding:
             else:
                 with log_to(self._device.library, self._note):
                     self._require(self._enqueue(self._gpu.stream), "a run")
-        self._runs += 1
+            self._enqueued = self._enqueued_there = True
 
     def left_on_device(self) -> dict[str, Buffer]:
         """Copies of the outputs on the GPU."""

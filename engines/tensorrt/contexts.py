@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from percoedge.engines.plans.cache import PlanCache
+from percoedge.engines.plans.cache import PlanCache, kernels_name
 from percoedge.engines.plans.record import PlanRecord
 from percoedge.engines.tensorrt.layers import describe_layers
 
@@ -57,7 +57,7 @@ class Contexts:
         kernels = self._kernels.serialize()
         if kernels is not None and bytes(kernels) != self._kept:
             self._kept = bytes(kernels)
-            self._cache.keep_kernels(self._record, self._kept)
+            self._cache.keep(kernels_name(self._record.plan_name), self._kept)
 
     def _configuration(self) -> Any:
         config = self._engine.create_runtime_config()
@@ -80,7 +80,7 @@ class Contexts:
         if hasattr(config, "create_runtime_cache"):
             if self._kernels is None:
                 self._kernels = config.create_runtime_cache()
-                kept = self._cache.kernels(self._record)
+                kept = self._cache.kept(kernels_name(self._record.plan_name))
                 # The library takes what it compiled for this GPU, driver and version, nothing else.
                 if kept is not None and self._kernels.deserialize(kept):
                     self._kept = kept

@@ -293,6 +293,12 @@ class Mark:
         with self._gpu.doing("recording an event"):
             self._stream.record(self._event)
 
+    @property
+    def reached(self) -> bool:
+        """Whether what was queued before the mark is done, or it was never put; never waits."""
+        with self._gpu.doing("asking for an event"):
+            return bool(self._event.is_done)
+
     def wait(self) -> None:
         """Block until what was queued before the mark is done; at once when it was never put."""
         with self._gpu.doing("waiting for the GPU"):

@@ -42,7 +42,8 @@ _INSTALL = {
     "tensorrt": "on Jetson it comes with JetPack (6 or later), for the system's Python: make the "
     "environment with python3 -m venv --system-site-packages; elsewhere: "
     "pip install 'percoedge[tensorrt]'",
-    "tensorrt-rtx": "for Windows and Linux on x86-64: pip install 'percoedge[rtx]'",
+    "tensorrt-rtx": "for Windows, and for Linux on x86-64 or (Python 3.12, no Jetson) 64-bit Arm: "
+    "pip install 'percoedge[rtx]'",
 }
 
 

@@ -14,7 +14,10 @@ from pathlib import Path
 from percoedge.errors import BundleError, OutputError
 from percoedge.runtime.cli.console import ProgressLine
 
-__all__ = ["FolderRun", "writing"]
+__all__ = ["FolderRun", "Pair", "writing"]
+
+Pair = tuple[str, str]
+"""Names of a stream and of its image."""
 
 _WAIT_SECONDS = 0.1
 
@@ -37,41 +40,39 @@ class FolderRun:
 
     def all(
         self,
-        todo: Sequence[tuple[str, str]],
-        decode: Callable[[str, str, threading.Event], None],
+        groups: Sequence[Sequence[Pair]],
+        decode: Callable[[Sequence[Pair], threading.Event], Iterator[tuple[str, Exception | None]]],
         jobs: int,
         line: ProgressLine,
     ) -> None:
-        """Call ``decode`` with the names of every stream and image, and an event that ends it.
+        """Call ``decode`` with each group of streams and images, and an event that ends it.
 
-        What it raises concerns that stream only, but for OutputError and BundleError, which are
-        raised. Then, and after an interrupt, threads finish what they are at, so that no file is
-        left half written.
+        It yields the name of every stream and what went wrong with it. OutputError and BundleError
+        concern all streams and are raised. Then, and after an interrupt, threads finish what they
+        are at, so that no file is left half written.
         """
-        left: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
-        for pair in todo:
-            left.put(pair)
+        total = sum(map(len, groups))
+        left: queue.SimpleQueue[Sequence[Pair]] = queue.SimpleQueue()
+        for group in groups:
+            left.put(group)
         results: queue.SimpleQueue[tuple[str, Exception | None]] = queue.SimpleQueue()
 
         def work() -> None:
             while not self._stopped.is_set():
                 try:
-                    stream, output = left.get_nowait()
+                    group = left.get_nowait()
                 except queue.Empty:
                     return
-                try:
-                    decode(stream, output, self._stopped)
-                    results.put((stream, None))
-                except Exception as error:  # of one stream: the others are decoded all the same
-                    results.put((stream, error))
+                for result in decode(group, self._stopped):
+                    results.put(result)
 
         threads = [threading.Thread(target=work) for _ in range(jobs)]
         try:
             for thread in threads:
                 thread.start()
             began = time.perf_counter()
-            for number in range(len(todo)):
-                line.show("decoding", number / len(todo), _progress(number, len(todo), began))
+            for number in range(total):
+                line.show("decoding", number / total, _progress(number, total, began))
                 self._count(*_waited(results))
         finally:
             self._stopped.set()

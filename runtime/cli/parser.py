@@ -7,6 +7,7 @@ imported when the command runs.
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 
 from percoedge import __version__
@@ -52,7 +53,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace | None:
         _settle_output(options, others)
     if others:
         command = f"percoedge {options.command[0]}"
-        raise UsageError(f"unrecognized arguments: {' '.join(others)}; see '{command} --help'")
+        named = textwrap.shorten(" ".join(others), 80, placeholder=" ...")
+        raise UsageError(f"unrecognized arguments: {named}; see '{command} --help'")
     return options
 
 
@@ -158,7 +160,8 @@ def _add_decode(commands: _Commands) -> None:
     decode.add_argument("input", metavar="IN", help="a .pco file; - for stdin; or a folder of them")
     _add_output(
         decode,
-        ".png, .jpg or .webp; default: IN with the suffix .png; - for stdout; or a folder",
+        "a .png, .jpg or .webp file (default: IN with the suffix .png; - for stdout); of a folder, "
+        "the folder of its images",
         *("-o", "--output", "--out"),
     )
     decode.add_argument(
@@ -256,6 +259,12 @@ def _add_build(commands: _Commands) -> None:
     )
     build.add_argument(
         "--workspace", type=positive, metavar="MIB", help="most memory for one layer"
+    )
+    build.add_argument(
+        "--level",
+        type=int,
+        choices=range(6),
+        help="optimisation of the library: 5 searches longest (default: the library's)",
     )
 
 

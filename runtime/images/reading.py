@@ -176,6 +176,8 @@ def _photo_from_pillow(
     if frames > 1:
         which = "the first" if frame == 0 else f"number {frame + 1}"
         notes.append(f"only {which} of its {frames} pictures is used")
+    if image.info.get("icc_profile", b"") is None:  # Pillow's sign of one that cannot be unpacked
+        notes.append("its ICC profile is broken and was ignored")
     turn, adobe_rgb = _facts_from_exif(image, notes)
     colours = _colours_of(image, points, adobe_rgb)
     opaque, alpha = _opaque_and_alpha(image, raw_mode, name, notes)

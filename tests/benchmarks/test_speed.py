@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,11 +18,20 @@ from percoedge.engines.bundle import Bundle
 from percoedge.engines.selection import select
 
 
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """PyTorch's number of threads, which the command sets, as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
 
 
+@pytest.mark.slow
 def test_every_side_runs_every_race(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,7 +239,9 @@ def test_broken_rules_are_named(data: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\x89PNG\r\n\x1a\n", "beginning with 50 c0"),
+        (b"\x89PNG\r\n\x1a\n", "got PNG; is it the right file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "got Git LFS pointer; .* lfs pull"),
+        (b"\x89PN", "beginning with 50 c0; got 89 50"),
         (b"", "nothing"),
         (b"\x50\xc0", "version"),
         (b"\x50\xc0\x02" + FILES[0][3:], "newer percoedge"),

@@ -123,6 +123,11 @@ class StandInGpu:
                 while not self.done:
                     gpu._step(self.stream)
 
+            @property
+            def is_done(self) -> bool:
+                gpu.check()
+                return self.done
+
             def reach(self) -> None:
                 self.done, self.reached_at = True, gpu.clock_ms
 

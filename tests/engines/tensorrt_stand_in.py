@@ -27,6 +27,7 @@ from percoedge.engines.plans.profiles import Profile, profile_for
 from percoedge.engines.plans.record import BuildRequest
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.library import Library
+from percoedge.engines.tiling import TILING, tiling_graph, tiling_kinds
 
 DataType = enum.Enum("DataType", "BOOL UINT8 INT8 INT32 INT64 HALF FLOAT")
 ComputeCapability = enum.Enum("ComputeCapability", "CURRENT SM75 SM80 SM86 SM89 SM120")
@@ -264,8 +265,11 @@ class Place:
         self, bundle: Bundle, kind: str, targets: tuple[int, ...] = (89,), **request: Any
     ) -> GraphSource:
         """Enter a plan for a graph into the cache; returns the graph."""
-        variants = bundle.manifest.graphs[kind].variants
-        source = bundle.read(kind, "fp16" if "fp16" in variants else "fp32")
+        if kind in TILING:
+            source = tiling_graph(kind)
+        else:
+            variants = bundle.manifest.graphs[kind].variants
+            source = bundle.read(kind, "fp16" if "fp16" in variants else "fp32")
         asked = BuildRequest(**{"bundle": "toy", "batches": (1,), **request})
         specs = (*source.inputs, *source.outputs)
         profile = profile_for(kind, specs, bundle.codec, asked.sizes, asked.batches)
@@ -284,6 +288,11 @@ class Place:
                 request=asked,
             )
         return source
+
+    def build_all(self, bundle: Bundle, **request: Any) -> None:
+        """Enter plans for all graphs that a decode may run."""
+        for kind in (*bundle.kinds, *tiling_kinds(bundle.codec)):
+            self.build(bundle, kind, **request)
 
     def load(self, bundle: Bundle, kind: str, **request: Any) -> Engine:
         return self.backend.load(self.build(bundle, kind, batches=(4,), **request))

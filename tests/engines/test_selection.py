@@ -142,12 +142,12 @@ def test_outputs_are_left_on_the_gpu_that_runs_the_graph() -> None:
         get_inputs=lambda: [],
         get_outputs=lambda: [output],
         io_binding=Binding,
-        run_with_iobinding=lambda binding: None,
+        run_with_iobinding=lambda binding, options: None,
     )
     source = GraphSource("probe", "fp16", b"", {}, (), (TensorSpec("y", "float32", (3,)),))
     for options, device in (({}, 0), ({"device_id": "1"}, 1)):
         backend = OnnxRuntimeBackend("onnxruntime-cuda", provider_options=options)
-        engine = OnnxRuntimeEngine(session, source, backend)
+        engine = OnnxRuntimeEngine(onnxruntime, session, source, backend)
         engine.run({}, on_device=True)
         engine.run({})
         assert bound[-2:] == [("y", "cuda", device), ("y", "cpu", 0)]

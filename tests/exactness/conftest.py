@@ -51,8 +51,16 @@ def model(bundle: Bundle) -> IntegerMim:
 
 
 @pytest.fixture(scope="session")
-def cases(bundle: Bundle, model: IntegerMim) -> list[Case]:
-    return answered(model, make_cases(bundle.codec.codebook_size))
+def small_cases(bundle: Bundle, model: IntegerMim) -> list[Case]:
+    """Those of at most 256 cells, whose answers take no time."""
+    made = make_cases(bundle.codec.codebook_size)
+    return answered(model, [case for case in made if case.cells <= 256])
+
+
+@pytest.fixture(scope="session")
+def cases(bundle: Bundle, model: IntegerMim, small_cases: list[Case]) -> list[Case]:
+    made = make_cases(bundle.codec.codebook_size)
+    return small_cases + answered(model, [case for case in made if case.cells > 256])
 
 
 @pytest.fixture(scope="session")

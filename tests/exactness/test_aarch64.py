@@ -21,7 +21,7 @@ _HERE = Path(__file__).parent
 _GOLDEN = _HERE.parent / "golden"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run_aarch64(cache: Path) -> Path:
     if not list((cache / "aarch64").glob("site-*")) or not (cache / "aarch64" / "qemu").exists():
         pytest.skip("no QEMU with an AArch64 Python: run tests/exactness/prepare.sh")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import Case, Tally, batches, compare, digest, make_cases, read_cases
+from cases import Case, Tally, batches, compare, digest, make_cases, read_cases, write_cases
 from numpy.typing import NDArray
 
 from percoedge.engines.bundle import Bundle
@@ -55,6 +55,7 @@ def test_cases_never_change() -> None:
     assert digest(np.concatenate(arrays)) == expected
 
 
+@pytest.mark.slow
 def test_cases_cover_sizes_and_masks(cases: list[Case]) -> None:
     fractions = {float(np.mean(grid == 1024)) for case in cases for grid in case.tokens}
     assert {0.0, 1.0} <= fractions
@@ -67,8 +68,8 @@ def test_batches_put_every_slot_in_every_place() -> None:
     assert seen == {(n, place, s) for n in range(1, 9) for place in range(n) for s in range(8)}
 
 
-def test_one_wrong_integer_is_told(model: IntegerMim, cases: list[Case]) -> None:
-    case = next(case for case in cases if case.name == "7x5")
+def test_one_wrong_integer_is_told(model: IntegerMim, small_cases: list[Case]) -> None:
+    case = next(case for case in small_cases if case.name == "7x5")
 
     def run(tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> NDArray[np.int32]:
         weights = reference_weights(model, tokens.astype(np.int64), positions.astype(np.int64))
@@ -84,8 +85,9 @@ def test_one_wrong_integer_is_told(model: IntegerMim, cases: list[Case]) -> None
     ]
 
 
-def test_targets_read_what_was_written(case_folder: Path, cases: list[Case]) -> None:
-    for one, other in zip(cases, read_cases(case_folder), strict=True):
+def test_targets_read_what_was_written(tmp_path: Path, small_cases: list[Case]) -> None:
+    write_cases(small_cases, tmp_path)
+    for one, other in zip(small_cases, read_cases(tmp_path), strict=True):
         assert (one.name, one.digests) == (other.name, other.digests)
         np.testing.assert_array_equal(one.tokens, other.tokens)
         np.testing.assert_array_equal(one.positions, other.positions)

@@ -21,6 +21,8 @@ from percoedge.export.graphs.modules import graph_plans
 from percoedge.export.models.percov2.family import Family
 from percoedge.runtime.images.metrics import psnr_db
 
+pytestmark = pytest.mark.slow
+
 _IN_INTEGERS = ("flow", "flow_guided", "decoder")
 
 

@@ -9,7 +9,6 @@ section 2). Nothing passes for what was sent.
 from __future__ import annotations
 
 import itertools
-import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -136,7 +135,7 @@ def claims() -> Iterator[tuple[str, bytes]]:
         yield schedule, (size | 1).to_bytes(4, "big") + bytes([1, number, 0x80])
 
 
-@pytest.mark.parametrize(("schedule", "body"), claims(), ids=lambda value: value[:4])
+@pytest.mark.parametrize(("schedule", "body"), [*claims()], ids=lambda value: value[:4])
 @pytest.mark.parametrize("cut", [False, True])
 def test_claims_beyond_the_limits_cost_nothing(
     target: Target, schedule: str, body: bytes, cut: bool
@@ -144,20 +143,13 @@ def test_claims_beyond_the_limits_cost_nothing(
     file = as_file(body)
     assert file[3:7] == FINGERPRINT
 
-    def refuse() -> float:
-        began = time.perf_counter()
-        with pytest.raises(StreamError, match="pixels"):
-            target.codec.decode_tokens(file, cut=cut)
-        return time.perf_counter() - began
-
     tracemalloc.start()
     try:
-        refuse()
+        with pytest.raises(StreamError, match="pixels"):
+            target.codec.decode_tokens(file, cut=cut)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
-    # It takes some 20 microseconds; the best of ten, for a machine that does other things too.
-    assert min(refuse() for _ in range(10)) < 0.005
     for decode in (target.codec.decode, lambda data: list(target.codec.decode_progressive(data))):
         with pytest.raises(StreamError, match="pixels"):
             decode(file)

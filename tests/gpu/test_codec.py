@@ -22,7 +22,7 @@ from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.errors import BackendError
 from percoedge.runtime.cli.main import main
-from percoedge.runtime.flow import noise, sample
+from percoedge.runtime.flow import decode_latent, noise, sample
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 DOCUMENT: dict[str, Any] = json.loads((GOLDEN / "vectors.json").read_text())
@@ -141,10 +141,14 @@ def test_latents_that_are_not_finite_are_refused(backend: Backend, bundle: Bundl
     start = noise(1, constants.latent_channels, 4 * cells, 4 * cells)[None]
     start[0, 0, 1, 1] = np.nan
     tokens = np.zeros((1, 4, 4), np.int32)
-    with backend.load(bundle.read("flow", backend.variant)) as flow:
+    with (
+        backend.load(bundle.read("flow", backend.variant)) as flow,
+        backend.load(bundle.read("decoder", backend.variant)) as decoder,
+    ):
         for _ in range(3):
+            end = sample(flow, tokens, start, 2, None, constants)
             with pytest.raises(BackendError, match="expected finite latents"):
-                sample(flow, tokens, start, 2, None, constants)
+                decode_latent(decoder, end, constants)
 
 
 def test_a_lost_gpu_is_one_error(tensorrt: TensorRtBackend, bundle: Bundle) -> None:

@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,30 @@ def test_files_that_cannot_be_read_are_input_errors(codec: Codec, tmp_path: Path
     (tmp_path / "endless.pco").symlink_to("/dev/zero")
     with pytest.raises((InputError, StreamError), match="expected"):
         codec.decode(tmp_path / "endless.pco")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "got PNG; is it the right file"),
+        (b"P5\n2 2\n255\n....", "got PPM; is it"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer; .*'git lfs pull'"),
+        (b"404: not found", "got text; is it"),
+        (b"\0\1\2", "got 00 01"),
+    ],
+)
+def test_what_is_given_for_a_stream_is_called_by_its_name(
+    codec: Codec, data: bytes, words: str
+) -> None:
+    for read in (codec.decode, codec.info, partial(codec.decode, cut=True)):
+        with pytest.raises(StreamError, match=f"expected a .pco file.*{words}"):
+            read(data)
+
+
+def test_no_name_is_no_path(codec: Codec) -> None:
+    for read in (codec.encode, codec.decode):
+        with pytest.raises(UsageError, match="expected the path of a file, got ''"):
+            read("")
 
 
 # ---- numbers ------------------------------------------------------------------------------------

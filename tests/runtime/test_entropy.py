@@ -131,7 +131,12 @@ def test_the_device_works_on_the_next_tiles_meanwhile(fakes: Any) -> None:
     assert all(call.on_device for call in engine.calls)
     np.testing.assert_array_equal(coder.decode([data], (8, 16), "qlds-4")[0], tokens)
     assert engine.fetches == 4 + 4 * 4
-    engine.max_batch = 8  # all of a pass: nothing is left to be queued ahead
+    large = grid(16, 16)  # as many tiles as 4096x4096 has, for an engine that takes 8
+    data_of_large = EntropyCodec(fakes.engine("entropy"), fakes.K, TILE).encode(large, "qlds-4")
+    engine.max_batch, before = 8, engine.fetches
+    np.testing.assert_array_equal(coder.decode([data_of_large], (16, 16), "qlds-4")[0], large)
+    assert engine.fetches - before == 2 * pass_count("qlds-4")
+    # All of a pass at once: nothing is left to be queued ahead.
     engine.calls.clear()
     coder.decode([data], (8, 16), "qlds-4")
     assert [call.on_device for call in engine.calls] == [False] * 4

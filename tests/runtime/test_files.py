@@ -9,6 +9,7 @@ import re
 import stat
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -95,9 +96,26 @@ class TestReadBytes:
         with pytest.raises(InputError, match="got a directory"):
             read_bytes(tmp_path, limit_bytes=LIMIT)
 
-    def test_null_character(self) -> None:
-        with pytest.raises(InputError, match="null"):
-            read_bytes("a\0b", limit_bytes=LIMIT)
+    def test_memory_is_that_of_the_bytes(self) -> None:
+        class Endless(io.RawIOBase):
+            def read(self, size: int = -1) -> bytes:
+                return bytes(size)
+
+        limit = 8 << 20
+        tracemalloc.start()
+        try:
+            with pytest.raises(InputError, match="too long"):
+                read_bytes(Endless(), limit_bytes=limit)  # type: ignore[arg-type]
+            assert tracemalloc.get_traced_memory()[1] < 1.5 * limit
+        finally:
+            tracemalloc.stop()
+
+    @pytest.mark.parametrize("path", ["a\0b", ""])
+    def test_what_is_no_path(self, path: str) -> None:
+        with pytest.raises(UsageError, match="expected the path of a file, got '.*'; check it"):
+            read_bytes(path, limit_bytes=LIMIT)
+        with pytest.raises(UsageError, match="expected the path of a file"):
+            atomic_write(path, b"")
 
     def test_no_permission(self, public_directory: Path) -> None:
         path = public_directory / "secret"

@@ -58,7 +58,7 @@ def test_a_lane_that_is_killed_loses_no_request(
 @pytest.mark.slow
 def test_hostile_bodies_are_refused_and_never_break_anything(live: Live, codec: Codec) -> None:
     ours = codec.bundle.fingerprint
-    bodies = [path.read_bytes() for path in CORPUS]
+    bodies = [path.read_bytes() for path in CORPUS[::2]]
     for data in list(bodies):  # as if this bundle had made them, so that lanes meet them
         try:
             stream = unpack(data)

@@ -54,7 +54,7 @@ async def chunks(size: int, seen: list[int]) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize(
     ("path", "content", "headers", "status", "kind", "words"),
     [
-        (DECODE, b"GIF89a", STREAM, 422, "stream", "47 49"),
+        (DECODE, b"GIF89a", STREAM, 422, "stream", "got GIF"),
         (DECODE, b"", STREAM, 422, "empty-body", "got nothing"),
         (DECODE, GOOD, {"Content-Type": "text/plain"}, 415, "media-type", "'text/plain'"),
         (DECODE, GOOD, {**STREAM, "Content-Encoding": "gzip"}, 415, "media-type", "as it is"),
@@ -62,6 +62,7 @@ async def chunks(size: int, seen: list[int]) -> AsyncIterator[bytes]:
         (f"{DECODE}?steps=0", GOOD, STREAM, 400, "usage", "steps"),
         (f"{DECODE}?guidance=nan", GOOD, STREAM, 400, "usage", "guidance"),
         (f"{DECODE}?format=gif", GOOD, STREAM, 400, "usage", "'gif'"),
+        (f"/v1/encode?caption={'a' * 1025}", GOOD, STREAM, 400, "usage", "got an object of type"),
         (DECODE, pack(Header(8, 8), b"", b"abcd"), STREAM, 409, "other-bundle", "61626364"),
         (DECODE, pack(Header(200, 200), b"", b"abcd"), STREAM, 413, "too-many-pixels", "200x200"),
         ("/v1/encode", bytes(2000), {"Content-Type": "image/png"}, 413, "too-large", "1000 bytes"),

@@ -19,6 +19,7 @@ from percoedge.bitstream.container import MAX_SIDE
 from percoedge.bundles import shipped_bundles
 from percoedge.engines import memory
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.contract import Graph
 from percoedge.engines.plans.build import (
     Progress,
     StagedGraph,
@@ -27,7 +28,7 @@ from percoedge.engines.plans.build import (
     stage_graph,
     writes_streams,
 )
-from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache
+from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache, timing_name
 from percoedge.engines.plans.profiles import Profile, profile_for
 from percoedge.engines.plans.record import (
     DISCRETE_BATCHES,
@@ -37,6 +38,7 @@ from percoedge.engines.plans.record import (
 )
 from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.engines.tensorrt.library import Library, find_library, supported_targets
+from percoedge.engines.tiling import TILING, tiling_graph, tiling_kinds
 from percoedge.errors import BackendError, OutputError, UsageError
 from percoedge.runtime.cli.console import Console, size_text
 from percoedge.runtime.cli.tables import column_lines
@@ -85,6 +87,7 @@ def build(options: Namespace, console: Console) -> int:
         sizes=tuple(expect_size("--sizes", text, MAX_SIDE) for text in _items(options.sizes)),
         batches=tuple(_number("batch", text) for text in _items(options.batch)) or DISCRETE_BATCHES,
         workspace_mib=None if options.workspace is None else _workspace(options.workspace),
+        level=options.level,
     )
     sms = tuple(sorted({_number("sm", text) for text in _items(options.sm)}))
     bundle = Bundle.open(options.bundle)
@@ -127,11 +130,15 @@ def _profiles(
 ) -> dict[str, Profile]:
     """The profile of every graph to build, in the order asked for."""
     profiles = {}
-    for kind in chosen_graphs(bundle, chosen):
-        graph = bundle.manifest.graphs[kind]
-        specs = (*graph.input_specs, *graph.output_specs)
+    for kind in chosen_graphs(bundle, chosen, tiling_kinds(bundle.codec)):
+        graph = _graph(bundle, kind)
+        specs = (*graph.inputs, *graph.outputs)
         profiles[kind] = profile_for(kind, specs, bundle.codec, request.sizes, request.batches)
     return profiles
+
+
+def _graph(bundle: Bundle, kind: str) -> Graph:
+    return tiling_graph(kind) if kind in TILING else bundle.graph(kind, _VARIANT)
 
 
 def _on_shared_memory(request: BuildRequest, options: Namespace, gpu: Gpu) -> BuildRequest:
@@ -179,12 +186,14 @@ def _targets(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], G
 def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> dict[str, Any]:
     """Build and keep one engine file; returns its row of the report."""
     began = time.perf_counter()
-    file_bytes = job.bundle.size_bytes([kind], _VARIANT)
+    given = _graph(job.bundle, kind)
+    file_bytes = 0 if kind in TILING else job.bundle.size_bytes([kind], _VARIANT)
     needed_bytes = memory.build_bytes(file_bytes, streams=writes_streams(job.library))
     memory.require(needed_bytes, f"building graph {kind!r}")
     with job.cache.scratch() as folder:
         # no name for the source: the builder maps its files, and its bytes can go
-        graph = stage_graph(job.bundle.read(kind, _VARIANT), folder)
+        graph = stage_graph(given.read(), folder)
+        timing = timing_name(job.library, job.targets)
         stem = plan_stem(kind, graph.sha256, job.library.name, job.library.version, job.targets)
         log_path = job.cache.root / f"{stem}.log"
         try:
@@ -198,10 +207,14 @@ def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> 
                     log,
                     targets=job.ahead,
                     workspace_mib=job.request.workspace_mib,
+                    level=job.request.level,
+                    timing=job.cache.kept(timing) or b"",
                     progress=progress,
                 )
         except OSError as error:
             raise OutputError(f"{log_path}: cannot be written: {error}") from error
+        if built.timing:
+            job.cache.keep(timing, built.timing)
         plan = job.cache.store(
             folder / "plan",
             kind=kind,

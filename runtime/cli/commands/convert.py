@@ -19,7 +19,7 @@ __all__ = ["convert"]
 
 def convert(options: Namespace, console: Console) -> int:
     """Convert one stream, by the suffix of its name; returns the exit code."""
-    from percoedge.runtime.conversion import cod_from_pco, pco_from_cod
+    from percoedge.runtime.cli.conversion import cod_from_pco, pco_from_cod
     from percoedge.runtime.engine_set import EngineSet
 
     directions = {".cod": (pco_from_cod, ".pco"), ".pco": (cod_from_pco, ".cod")}

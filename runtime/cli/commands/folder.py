@@ -1,21 +1,23 @@
 """``percoedge decode`` of a folder: several at a time, resumable, past whatever is broken.
 
-Threads share one codec with its weights, and decode and write an image each: while one waits for
-its range decoder or writes its PNG, another one's graphs run. Graphs and zlib let go of Python's
-lock; what holds it, the range decoder above all, is about 1 % of an image. Images are not put into
-batches: on a CPU one by one takes the least work, and TensorRT's engine files take one unless built
-for more. An output is renamed into its place when it is whole, and percoedge-outputs.jsonl says
-which outputs are ours: an interrupted run goes on where it stopped, and no other file is replaced.
+Threads share one codec with its weights, and decode and write images: while one waits for its range
+decoder or writes its PNG, another one's graphs run. Graphs and zlib let go of Python's lock; what
+holds it, the range decoder above all, is about 1 % of an image. On a GPU, images of one size go
+through together; on a CPU one by one takes the least work. An output is renamed into its place
+when it is whole, and percoedge-outputs.jsonl says which outputs are ours: an interrupted run goes
+on where it stopped, and no other file is replaced.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import threading
 import time
 from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,18 +25,18 @@ from typing import Any
 
 from PIL import Image
 
-from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES
+from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES, unpack
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.bundle.manifest import encode_manifest
 from percoedge.engines.processors import usable_processors
 from percoedge.engines.selection import select
-from percoedge.errors import InputError, OutputError, UsageError
+from percoedge.errors import InputError, OutputError, PercoedgeError, UsageError
 from percoedge.runtime.cli.console import Console
 from percoedge.runtime.cli.folder_record import FolderRecord, State
-from percoedge.runtime.cli.folder_run import FolderRun, writing
+from percoedge.runtime.cli.folder_run import FolderRun, Pair, writing
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.files import STANDARD_STREAM, atomic_write, read_bytes
-from percoedge.runtime.images import format_of, suffix_of, write_image
+from percoedge.runtime.images import READ_SUFFIXES, format_of, suffix_of, write_image
 from percoedge.runtime.settings import Settings
 
 __all__ = ["REPORT_NAME", "decode_folder"]
@@ -43,8 +45,8 @@ REPORT_NAME = "percoedge-bad.jsonl"
 """In the output folder: one JSON object, file and error, for every stream that was not decoded."""
 
 _SUFFIX = ".pco"
-_MAX_CPU_JOBS = 4
-_MAX_GPU_JOBS = 2  # graphs run one after another there: the second image keeps the host busy
+_MAX_JOBS = 4
+_GPU_GROUP = 16  # images that a thread decodes together on a GPU; their engines cut it further
 
 
 def decode_folder(options: Namespace, console: Console) -> int:
@@ -61,8 +63,6 @@ def decode_folder(options: Namespace, console: Console) -> int:
     settings = Settings(bundle, options.steps, options.guidance, options.seed)  # checked once
     jobs, threads = _division(options)
     backend = select(options.backend, bundle=bundle, threads=threads)
-    if options.jobs is None and backend.name != "onnxruntime-cpu":
-        jobs = min(jobs, _MAX_GPU_JOBS)
     run = FolderRun(source, target / REPORT_NAME)
     began = time.perf_counter()
     with (
@@ -89,7 +89,9 @@ def decode_folder(options: Namespace, console: Console) -> int:
                 codec.load_engines(
                     [k for k in ("entropy", "decoder") if k in bundle.kinds]
                 )  # and a backend that fails
-        run.all(todo, work.decode, min(jobs, len(todo)), line)
+        together = backend.name != "onnxruntime-cpu" and not options.cut
+        groups = work.groups(todo, _GPU_GROUP if together else 1)
+        run.all(groups, work.decode, min(jobs, len(groups)), line)
     seconds = time.perf_counter() - began
     result = {
         "command": "decode",
@@ -132,18 +134,61 @@ class _Work:
         state = self._checked_state(output, self._made_from(self._read(name)))
         return state is State.CURRENT and not self.options.force
 
-    def decode(self, name: str, output: str, stopped: threading.Event) -> None:
-        """Decode a stream and write its image. Raises InputError for what is wrong with them."""
+    def groups(self, todo: Sequence[Pair], most: int) -> list[Sequence[Pair]]:
+        """Streams in groups of at most so many, each of images of one size."""
+        if most == 1:
+            return [[pair] for pair in todo]
+        of_size: dict[object, list[Pair]] = {}
+        for pair in todo:
+            size: object = pair
+            with contextlib.suppress(PercoedgeError):  # told when its turn comes
+                header = unpack(self._read(pair[0]), bare=self.options.bare).header
+                size = (header.width, header.height)
+            of_size.setdefault(size, []).append(pair)
+        return [
+            alike[first : first + most]
+            for alike in of_size.values()
+            for first in range(0, len(alike), most)
+        ]
+
+    def decode(
+        self, group: Sequence[Pair], stopped: threading.Event
+    ) -> Iterator[tuple[str, Exception | None]]:
+        """Decode streams and write their images; yields each with what is wrong, if anything."""
+        images: Mapping[str, tuple[bytes, Image.Image]] = {}
+        if len(group) > 1:
+            with contextlib.suppress(Exception):  # of one stream, or all; they are told one by one
+                images = self._decoded_together([name for name, _ in group])
+        for name, output in group:
+            if stopped.is_set():
+                return
+            try:
+                self._put(*(images.get(name) or self._decoded(name)), output, stopped)
+                yield name, None
+            except Exception as error:  # of one stream: the others are decoded all the same
+                yield name, error
+
+    def _decoded(self, name: str) -> tuple[bytes, Image.Image]:
         data = self._read(name)
-        image = self.codec.decode(
-            data,
-            steps=self.settings.steps,
-            guidance=self.settings.guidance,
-            seed=self.settings.seed,
-            bare=self.options.bare,
-            cut=self.options.cut,
-            max_pixels=self.options.max_pixels or DEFAULT_MAX_PIXELS,
-        )
+        return data, self.codec.decode(data, cut=self.options.cut, **self._how)
+
+    def _decoded_together(self, names: Sequence[str]) -> dict[str, tuple[bytes, Image.Image]]:
+        data = [self._read(name) for name in names]
+        images = self.codec.decode_batch(data, **self._how)
+        return dict(zip(names, zip(data, images, strict=True), strict=True))
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {
+            "steps": self.settings.steps,
+            "guidance": self.settings.guidance,
+            "seed": self.settings.seed,
+            "bare": self.options.bare,
+            "max_pixels": self.options.max_pixels or DEFAULT_MAX_PIXELS,
+        }
+
+    def _put(self, data: bytes, image: Image.Image, output: str, stopped: threading.Event) -> None:
+        """Write an image. Raises InputError for what is wrong with it or its place."""
         contents = self._written(image)
         made_from = self._made_from(data)
         if not stopped.is_set():
@@ -197,6 +242,11 @@ def _output_folder(options: Namespace) -> Path:
             f"expected a folder for the images of {options.input!r}, got none; name it with --out"
         )
     target = Path(options.output)
+    if target.suffix.lower() in READ_SUFFIXES and not target.is_dir():
+        raise UsageError(
+            f"expected a folder for the images of folder {options.input!r}, got the name of an "
+            f"image, {options.output!r}; leave the suffix out, or name one stream to decode"
+        )
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
     return target
@@ -240,7 +290,7 @@ def _division(options: Namespace) -> tuple[int, int | None]:
     usable = usable_processors()
     jobs = options.jobs
     if jobs is None:
-        jobs = 1 if options.low_memory else min(usable, _MAX_CPU_JOBS)
+        jobs = 1 if options.low_memory else min(usable, _MAX_JOBS)
     threads = options.threads or max(1, usable - jobs + 1)
     return jobs, threads
 

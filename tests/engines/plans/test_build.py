@@ -24,6 +24,7 @@ from percoedge.engines.contract import GraphSource, TensorSpec
 from percoedge.engines.plans.build import (
     BuiltPlan,
     StagedGraph,
+    _timing_cache,
     build_plan,
     check_targets,
     stage_graph,
@@ -37,6 +38,7 @@ from percoedge.engines.tensorrt.library import (
     log_to,
     supported_targets,
 )
+from percoedge.engines.tiling import TILING, tiling_graph
 from percoedge.errors import BackendError, OutputError, UsageError
 from percoedge.export.graphs.whole_model import whole_model
 
@@ -94,6 +96,18 @@ def test_every_graph_of_the_shipped_bundle_builds(
     assert plan.stat().st_size > tiny.size_bytes([kind], "fp16") // 2
     assert "STRONGLY_TYPED" in built.flags and "TF32" not in built.flags
     assert built.weight_bytes and built.activation_bytes
+
+
+@pytest.mark.parametrize("kind", TILING)
+def test_the_graphs_of_tiles_build(
+    rtx: Library, tiny: Bundle, kind: str, tmp_path: Path, log: Any
+) -> None:
+    given = tiling_graph(kind)
+    for sizes in (SIZES, []):
+        profile = profile_for(kind, (*given.inputs, *given.outputs), tiny.codec, sizes, BATCHES)
+        graph, plan = stage_graph(given, tmp_path), tmp_path / "plan"
+        build_plan(graph, profile, rtx, plan, log, targets=TARGETS)
+        assert plan.stat().st_size
 
 
 def test_a_graph_is_staged_with_its_data(bundle: Bundle, tmp_path: Path) -> None:
@@ -157,6 +171,40 @@ def test_workspace_is_handed_on(
     plan = tmp_path / "plan"
     built = build_plan(staged, TOY, rtx, plan, log, targets=(89,), workspace_mib=64)
     assert isinstance(built, BuiltPlan) and plan.stat().st_size
+
+
+class TimingConfig:
+    """A builder's configuration that takes the times of one GPU only."""
+
+    def __init__(self) -> None:
+        self.tried: list[bytes] = []
+
+    def create_timing_cache(self, known: bytes) -> bytes:
+        return known
+
+    def set_timing_cache(self, times: bytes, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.tried.append(times)
+        return times in (b"", b"of this GPU")
+
+
+@pytest.mark.parametrize(
+    ("known", "tried"),
+    [(b"", [b""]), (b"of this GPU", [b"of this GPU"]), (b"others", [b"others", b""])],
+)
+def test_times_of_kernels_are_used_again(rtx: Library, known: bytes, tried: list[bytes]) -> None:
+    config = TimingConfig()
+    assert _timing_cache(Library("tensorrt", "10.3.0", None), config, known) == tried[-1]
+    assert config.tried == tried
+    assert _timing_cache(rtx, config, known) is None  # it times nothing when it builds
+
+
+def test_the_level_is_handed_on(
+    rtx: Library, staged: StagedGraph, tmp_path: Path, log: Any
+) -> None:
+    plan = tmp_path / "plan"
+    built = build_plan(staged, TOY, rtx, plan, log, targets=(89,), level=0)
+    assert built.timing == b"" and plan.stat().st_size
 
 
 # ---- what is refused ----------------------------------------------------------------------------

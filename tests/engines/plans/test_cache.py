@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from percoedge.engines.contract import GraphSource
-from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache
+from percoedge.engines.plans.cache import CACHE_VARIABLE, PlanCache, timing_name
 from percoedge.engines.plans.profiles import Profile
 from percoedge.engines.plans.record import (
     BuildRequest,
@@ -32,10 +33,10 @@ from percoedge.errors import BackendError, OutputError
 RTX = Library("tensorrt-rtx", "1.7.1", None)
 GRAPH = "ab" * 32
 PLAN = bytes(range(256)) * 8
-REQUEST = BuildRequest("tiny", ((512, 512), (1920, 1088)), (1, 4), 512)
+REQUEST = BuildRequest("tiny", ((512, 512), (1920, 1088)), (1, 4), 512, 3)
 COMMAND = (
     "percoedge build tiny --backend tensorrt-rtx --sm 86,89 --sizes 512x512,1920x1088 "
-    "--batch 1,4 --workspace 512 --graph flow --cache {root}"
+    "--batch 1,4 --workspace 512 --level 3 --graph flow --cache {root}"
 )
 POSIX = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners and modes to look at")
 
@@ -200,6 +201,38 @@ def test_a_plan_of_another_graph_or_library(cache: PlanCache, store: Store) -> N
     assert "is of another graph" in refusal(cache)
     store()
     assert "found none" in refusal(cache, library=Library("tensorrt", "1.7.1", None))
+
+
+def test_a_plan_is_hashed_again_when_its_file_changed(
+    cache: PlanCache, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A board that loads engines one at a time loads them for each picture."""
+    record = store()
+    hashed: list[int] = []
+    real = hashlib.sha256
+
+    def counted(data: Any = b"") -> Any:
+        hashed.append(len(data))
+        return real(data)
+
+    monkeypatch.setattr("percoedge.engines.plans.cache.hashlib.sha256", counted)
+    for _ in range(3):
+        assert cache.map(record)[:] == PLAN
+    assert hashed == [len(PLAN)]
+    path = cache.root / record.plan_name
+    path.write_bytes(PLAN[:-1] + b"?")
+    with pytest.raises(BackendError, match="was altered"):
+        cache.map(record)
+
+
+def test_what_is_kept_beside_plans_is_sound_or_nothing(cache: PlanCache, store: Store) -> None:
+    store()
+    name = timing_name(RTX, (86, 89))
+    assert cache.kept(name) is None
+    cache.keep(name, b"times")
+    assert cache.kept(name) == b"times"
+    (cache.root / name).write_bytes((cache.root / name).read_bytes()[:-1])
+    assert cache.kept(name) is None
 
 
 def test_a_missing_plan(cache: PlanCache, store: Store) -> None:

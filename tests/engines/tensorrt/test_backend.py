@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from tensorrt_stand_in import Place
 
 from percoedge import Codec
+from percoedge.bitstream.schedules import pass_count
+from percoedge.bundles import shipped_photo
 from percoedge.engines import selection as backends
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.engines.plans.record import PlanRecord
 from percoedge.engines.selection import available, select
 from percoedge.engines.tensorrt.backend import TensorRtBackend
+from percoedge.engines.tiling import TILING
 from percoedge.errors import BackendError, UsageError
 from percoedge.runtime.bench.probe import Probe
 
@@ -234,7 +238,7 @@ class TestSelection:
 
     def test_auto_needs_a_plan_for_every_graph(self, place: Place) -> None:
         tiny = Bundle.open("tiny")
-        for kind in tiny.kinds:
+        for kind in (*tiny.kinds, *TILING):
             assert select(bundle=tiny).name == "onnxruntime-cpu"
             place.build(tiny, kind)
         assert select(bundle=tiny).name == place.trt.name
@@ -242,8 +246,7 @@ class TestSelection:
 
     def test_auto_passes_over_plans_for_another_gpu(self, place: Place) -> None:
         tiny = Bundle.open("tiny")
-        for kind in tiny.kinds:
-            place.build(tiny, kind, (75, 86))
+        place.build_all(tiny, targets=(75, 86))
         assert select(bundle=tiny).name == "onnxruntime-cpu"
 
     def test_auto_passes_over_bundles_without_the_variant(
@@ -267,8 +270,7 @@ class TestSelection:
         if low_memory and place.trt.name == "tensorrt-rtx":
             pytest.skip("it makes no difference to the library, and takes its time")
         tiny = Bundle.open("tiny")
-        for kind in tiny.kinds:
-            place.build(tiny, kind, batches=(2,))
+        place.build_all(tiny, batches=(2,))
         rng = np.random.default_rng(5)
         photos = [rng.integers(0, 256, (40, 72, 3), np.uint8) for _ in range(2)]
         with Codec(tiny, OnnxRuntimeBackend(precision="fp16")) as cpu:
@@ -297,8 +299,7 @@ def test_a_batch_goes_through_in_parts_of_the_plans_maximum(
         streams = [cpu.encode(photo) for photo in photos]
         wanted = [np.asarray(cpu.decode(stream, steps=1)).astype(int) for stream in streams]
     for most, runs in ((1, 5), (2, 3), (8, 1)):
-        for kind in tiny.kinds:
-            place.build(tiny, kind, batches=(most,), sizes=((72, 40),))
+        place.build_all(tiny, batches=(most,), sizes=((72, 40),))
         probe = Probe(place.backend)
         with Codec(tiny, probe) as codec:
             images = codec.decode_batch(streams, steps=1)
@@ -306,3 +307,28 @@ def test_a_batch_goes_through_in_parts_of_the_plans_maximum(
         assert (calls.count("flow"), calls.count("decoder")) == (runs, runs)
         for image, want in zip(images, wanted, strict=True):
             assert abs(np.asarray(image) - want).max() <= 1
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_decode_waits_for_the_passes_and_twice_more(
+    make_place: Callable[..., Place], steps: int
+) -> None:
+    """Of 512x512 on four tiles: all behind the tokens is queued at once, from captured graphs."""
+    place, tiny = make_place("tensorrt"), Bundle.open("tiny")
+    place.build_all(tiny, batches=(1,))
+    photo = Image.open(shipped_photo()).convert("RGB").resize((512, 512))
+    with Codec(tiny, OnnxRuntimeBackend(precision="fp16")) as cpu:
+        stream = cpu.encode(photo)
+        wanted = np.asarray(cpu.decode(stream, steps=steps)).astype(int)
+    with Codec(tiny, place.backend) as codec:
+        for _ in range(2):
+            assert abs(np.asarray(codec.decode(stream, steps=steps)) - wanted).mean() < 0.1
+        captures = place.backend.captures
+        assert captures is not None
+        syncs, runs, launches = place.gpu.syncs, captures.runs, captures.launches
+        with place.backend.trace() as times_ms:
+            codec.decode(stream, steps=steps)
+            waited = place.gpu.syncs - syncs
+    assert waited == pass_count(tiny.codec.schedule) + 2
+    assert captures.launches - launches == captures.runs - runs == 8 + 3 * steps + 1
+    assert times_ms["device to host"] == 8 + 2  # weights of each pass, the image, the latents

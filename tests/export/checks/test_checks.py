@@ -18,6 +18,7 @@ from percoedge.export.checks.__main__ import main
 from percoedge.export.checks.reference import Reference
 
 
+@pytest.mark.slow
 def test_every_source_agrees_with_pytorch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

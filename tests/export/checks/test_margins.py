@@ -42,6 +42,7 @@ def margins(config: Config, **changed: int) -> Config:
     return replace(config, codec=replace(config.codec, **changed))
 
 
+@pytest.mark.slow
 def test_margins_that_are_one_too_small_are_refused(
     family: Family, config: Config, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ with joined_processes():
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     script = tmp_path / "toy.py"
     script.write_text(SCRIPT)

@@ -179,6 +179,7 @@ class TestUsage:
             (("encode", "a.png", "--wrong", "b.pco"), "unrecognized arguments: --wrong"),
             (("decode", "a.pco", "b.pco"), "image format of 'b.pco'"),  # decode *.pco
             (("info", "a.pco", "b.pco"), "unrecognized arguments: b.pco"),
+            (("encode", "a.png", *["--caption"], *["word"] * 999), "word ...; see"),
             (("demo", "a.png", "b.png"), "unrecognized arguments: b.png"),
         ],
     )
@@ -193,7 +194,7 @@ class TestUsage:
             (("--bytes", "9"), "which the smallest stream of this image takes, got 9"),
             (("--seed", "-1"), "seed"),
             (("--caption", "a" * 1025), "caption"),
-            (("--backend", "abacus"), "backend"),
+            (("--backend", "abacus"), "percoedge doctor"),
         ],
     )
     def test_values(self, run: Run, photo: Path, arguments: tuple[str, ...], words: str) -> None:

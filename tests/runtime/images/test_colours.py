@@ -119,6 +119,12 @@ class TestProfiles:
         assert np.abs(photo.pixels.astype(int) - 188).max() <= 2  # linear 0.5 is 188 in sRGB
         assert photo.notes == ("its colours were converted from its ICC profile to sRGB",)
 
+    def test_a_profile_that_cannot_be_unpacked_is_noted(self) -> None:
+        data = with_chunks(saved(picture(), "PNG"), chunk(b"iCCP", b"a\0\0not deflated"))
+        photo = read_image(data)
+        assert np.array_equal(photo.pixels, np.asarray(picture()))
+        assert photo.notes == ("its ICC profile is broken and was ignored",)
+
     def test_grey_profile(self) -> None:
         image = Image.new("L", (16, 16), 128)
         photo = read_image(saved(image, "PNG", icc_profile=gamma_profile(b"GRAY", 1.0)))

@@ -14,8 +14,8 @@ from PIL import Image
 
 from percoedge.errors import ImageError
 from percoedge.runtime.images import read_image
-from percoedge.runtime.images.formats import format_name
 from percoedge.runtime.images.tags import size_of_jxl, size_of_webp
+from percoedge.signatures import format_name
 from tests.runtime.images.image_files import picture, saved
 
 
@@ -50,6 +50,10 @@ class TestNames:
             (b"FUJIFILMCCD-RAW 0201", r"Fujifilm raw \(RAF\)", "develop it"),
             (ftyp(b"isom", b"mp41"), "MP4 video", "save one picture"),
             (b"\x50\xc0\x01", "percoedge stream", "decode it"),
+            (b"P6\n640 480\n255\n", "PPM", "save it as PNG or JPEG"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer", "git lfs pull"),
+            (b"Not found\r\n", "text", "is it the right file"),
+            ("<3 für Fotos".encode(), "text", "is it the right file"),
             (b"\x00\x01\x02", "data that begins with 00 01 02", "convert it"),
             (b"", r"nothing \(0 bytes\)", "from its beginning"),
         ],

@@ -96,6 +96,7 @@ def make_codec(
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stride", "bits"), dict.fromkeys(key[:2] for key in PUBLISHED))
 @torch.no_grad()
 def test_it_computes_what_the_published_classes_do(

@@ -63,6 +63,7 @@ def test_graphs_and_layers_by_themselves(run: Callable[..., tuple[int, str, str]
     assert "layer " in out and "compute p50" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "begins", "between"), [("table", "case  bundle  ", 1), ("markdown", "| case | bun", 2)]
 )

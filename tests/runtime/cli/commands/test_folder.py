@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from percoedge.engines.contract import Graph
+from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.runtime.cli.commands import folder
 from percoedge.runtime.cli.folder_record import RECORD_NAME
 from percoedge.runtime.cli.main import main
@@ -84,6 +86,54 @@ def test_images_are_those_of_one_by_one(
                 assert image.size == SIZES[index]
                 same = np.asarray(image) == np.asarray(codec.decode(data, steps=1))
             assert same.all()
+
+
+class Device:
+    """A GPU whose engines take three images at a time."""
+
+    name, variant = "some-gpu", "fp32"
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []  # images in each run of the flow
+
+    def load(self, graph: Graph) -> Any:
+        engine = OnnxRuntimeBackend(precision="fp32", threads=1).load(graph)
+        run = engine.run
+
+        def counted(feeds: Any, **options: Any) -> Any:
+            if graph.kind == "flow":
+                self.runs.append(len(feeds["tokens"]))
+            return run(feeds, **options)
+
+        engine.max_batch, engine.run = 3, counted  # type: ignore[method-assign]
+        return engine
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_gpu_takes_images_of_one_size_together(
+    run: Run,
+    source: Path,
+    streams: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    broken: bool,
+) -> None:
+    """A bad one among them stops none of the others."""
+    for index in range(4, 8):
+        (source / f"{index}.pco").write_bytes(streams[0])
+    if broken:
+        (source / "5.pco").write_bytes(streams[0][:-1])
+    device = Device()
+    monkeypatch.setattr(folder, "select", lambda *args, **options: device)
+    code, record, _ = run("--out", "out", "--jobs", "1")
+    assert (code, record["decoded"], record["bad"]) == ((3, 7, 1) if broken else (0, 8, 0))
+    with Codec.load("tiny", "onnxruntime-cpu:fp32") as codec:
+        for name in ("0", "3", "7"):
+            want = np.asarray(codec.decode(source / f"{name}.pco", steps=1)).astype(int)
+            with Image.open(source.parent / "out" / f"{name}.png") as image:
+                assert abs(np.asarray(image) - want).max() <= 1
+    assert sorted(device.runs) == ([1, 1, 2, 3] if broken else [1, 1, 3, 3])  # 6 are of 50x40
+    code, record, _ = run("--out", "out")
+    assert (record["decoded"], record["kept"]) == (0, 7 if broken else 8)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +224,7 @@ def test_results_may_lie_beside_the_streams(run: Run, source: Path) -> None:
         ((), 2, "expected a folder for the images of 'in', got none; name it with --out"),
         (("--out", "-"), 2, "name it with --out"),
         (("--out", "in/notes.txt"), 5, "cannot write in/notes.txt"),
+        (("--out", "out/o.png"), 2, "leave the suffix out"),
         (("--out", "out", "--format", "bmp"), 2, "bmp"),
         (("--out", "out", "--guidance", "99"), 2, "guidance"),
         (("--out", "out", "--bundle", "nowhere"), 4, "nowhere"),
