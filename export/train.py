@@ -47,13 +47,11 @@ def train(
     limit: int | None = None,
     start: str | None = None,
     keep_tokens: bool = False,
-    compiled: bool = False,
 ) -> Family:
     """Run every stage of ``config_name`` and return the trained family.
 
     ``limit`` uses only so many photos (dry run). ``start``: a bundle to go on from, instead of
-    training all of it; with ``keep_tokens`` only its decoding side changes. ``compiled``: run the
-    networks of convolutions through torch.compile.
+    training all of it; with ``keep_tokens`` only its decoding side changes.
 
     Raises ValueError when a folder has no photos or one is too small, BundleError when the bundle
     is not of the configuration, UsageError when the processes of torchrun cannot share a batch.
@@ -78,9 +76,6 @@ def train(
     )
     valid = validation_images(validation_dir, device)
     features = Features().to(device, memory_format=torch.channels_last)
-    if compiled:
-        for module in (family.vae.encoder, family.vae.decoder, family.hyper, *features):
-            module.compile(dynamic=False)
     if start is None:
         train_vae(family.vae, config, photos, valid, out)
         latent_statistics(family.vae, photos)
@@ -110,9 +105,6 @@ def main() -> None:
         "--keep-tokens", action="store_true", help="with --start: change the decoding side only"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile; on GPUs it pays within minutes"
-    )
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--limit", type=int, help="use so many photos only (dry run)")
     args = parser.parse_args()
@@ -120,18 +112,9 @@ def main() -> None:
         parser.error("--keep-tokens needs --start")
     if args.threads:
         torch.set_num_threads(args.threads)
+    places = (args.photos, args.validation, args.out)
     with joined_processes():
-        train(
-            args.config,
-            args.photos,
-            args.validation,
-            args.out,
-            args.device,
-            args.limit,
-            args.start,
-            args.keep_tokens,
-            args.compile,
-        )
+        train(args.config, *places, args.device, args.limit, args.start, args.keep_tokens)
 
 
 if __name__ == "__main__":

@@ -231,8 +231,7 @@ class Trainer:
             state[key].copy_(value)
         self.module.eval()
         if validate is not None:
-            # other shapes than in training: not worth compiling for
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with torch.no_grad():
                 line = {"step": self.stage.steps, "validation": validate()}
             self._write(line)
 
