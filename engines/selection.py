@@ -10,7 +10,7 @@ from percoedge.engines.contract import Backend
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.library import LIBRARIES
-from percoedge.engines.tiling import tiling_graph, tiling_kinds
+from percoedge.engines.tiling import graph_of, tiling_kinds
 from percoedge.errors import BackendError, UsageError
 
 __all__ = ["BACKENDS", "BackendStatus", "available", "select"]
@@ -116,9 +116,8 @@ def _without_plans(backend: TensorRtBackend, bundle: Bundle | None) -> str | Non
         for kind, graph in bundle.manifest.graphs.items():
             if backend.variant not in graph.variants:
                 return f"{backend.name}: graph {kind!r} has no variant {backend.variant!r}"
-            backend.find(kind, bundle.graph(kind, backend.variant).sha256)
-        for kind in tiling_kinds(bundle.codec):
-            backend.find(kind, tiling_graph(kind).sha256)
+        for kind in (*bundle.kinds, *tiling_kinds(bundle.codec)):
+            backend.find(kind, graph_of(bundle, kind, backend.variant).sha256)
     except BackendError as error:
         return str(error)
     return None

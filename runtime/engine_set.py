@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from percoedge.engines import memory
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.contract import Backend, Engine, Graph
-from percoedge.engines.tiling import TILING, tiling_graph
+from percoedge.engines.contract import Backend, Engine
+from percoedge.engines.tiling import graph_of
 from percoedge.runtime.clock import Clock
 
 __all__ = ["EngineSet"]
@@ -48,11 +48,9 @@ class EngineSet:
     def _loaded(self, kind: str) -> Engine:
         if kind not in self._engines:
             with self.clock.timed("load"):
-                if kind in TILING:
-                    graph: Graph = tiling_graph(kind)
-                else:
-                    graph = self.bundle.graph(kind, self.backend.variant)
-                self._engines[kind] = self.backend.load(graph)
+                self._engines[kind] = self.backend.load(
+                    graph_of(self.bundle, kind, self.backend.variant)
+                )
         return self._engines[kind]
 
     @contextlib.contextmanager

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from importlib import resources
 
+from percoedge.engines.bundle import Bundle
 from percoedge.engines.bundle.manifest import CodecConstants
-from percoedge.engines.contract import GraphSource, TensorSpec
+from percoedge.engines.contract import Graph, GraphSource, TensorSpec
 
-__all__ = ["TILING", "tiling_graph", "tiling_kinds"]
+__all__ = ["TILING", "graph_of", "tiling_graph", "tiling_kinds"]
 
 TILING = ("cut", "blend")
 """Names of the graphs."""
@@ -22,6 +23,11 @@ TILING = ("cut", "blend")
 def tiling_kinds(codec: CodecConstants) -> tuple[str, ...]:
     """Those that a bundle has besides its own: none where it has no latents."""
     return TILING if codec.latent_channels else ()
+
+
+def graph_of(bundle: Bundle, kind: str, variant: str) -> Graph:
+    """A graph of a bundle, or one of TILING; raises what ``Bundle.graph`` raises."""
+    return tiling_graph(kind) if kind in TILING else bundle.graph(kind, variant)
 
 
 def tiling_graph(kind: str) -> GraphSource:

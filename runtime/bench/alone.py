@@ -18,6 +18,7 @@ from percoedge.engines.onnxruntime.layers import node_runs
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import ENQUEUE
 from percoedge.engines.tensorrt.engine import TensorRtEngine
+from percoedge.engines.tiling import graph_of
 
 __all__ = ["graphs_alone"]
 
@@ -45,7 +46,7 @@ def graphs_alone(
 def _alone(
     bundle: Bundle, backend: Backend, kind: str, feeds: Mapping[str, Buffer], seconds: float
 ) -> dict[str, Any]:
-    graph = bundle.graph(kind, backend.variant)
+    graph = graph_of(bundle, kind, backend.variant)
     with backend.load(graph) as engine:
         sizes = check_tensors(kind, engine.inputs, feeds)
         for _ in range(_WARM_UP):
@@ -105,7 +106,7 @@ def _nodes(
     """Mean milliseconds of each node in a run."""
     hosts = {name: np.asarray(feed) for name, feed in feeds.items()}
     spent_us: dict[str, float] = {}
-    for node in node_runs(backend, bundle.graph(kind, backend.variant), hosts, _LAYER_RUNS):
+    for node in node_runs(backend, graph_of(bundle, kind, backend.variant), hosts, _LAYER_RUNS):
         name = f"{node.name} ({node.operator})"
         spent_us[name] = spent_us.get(name, 0.0) + node.host_us
     return {name: us / _LAYER_RUNS / 1000 for name, us in spent_us.items()}

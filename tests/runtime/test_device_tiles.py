@@ -9,12 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Engine, TensorSpec, check_tensors
 from percoedge.engines.fake import FakeBuffer, FakeEngine
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.engines.plans.profiles import profile_for
 from percoedge.engines.tiling import TILING, tiling_graph
+from percoedge.runtime.bench.alone import graphs_alone
+from percoedge.runtime.device_tiles import cut_feeds
 from percoedge.runtime.flow import decode_latent, noise, sample
+from percoedge.runtime.tiles import Tile
 
 SIZES = st.integers(1, 11)
 
@@ -121,3 +125,12 @@ def test_the_decoder_takes_its_tiles_from_the_device(
     np.testing.assert_array_equal(
         decode_latent(fakes.engine("decoder"), latent, constants, cut), wanted
     )
+
+
+def test_bench_knows_these_graphs() -> None:
+    tiny = Bundle.open("tiny")
+    tiles = [Tile(0, 8, 0, 8), Tile(0, 8, 4, 12)]
+    x = noise(1, 16, 8, 12)[None]
+    feeds = {"cut": {"x": x, **cut_feeds(tiles, 1, (8, 12))}}
+    (row,) = graphs_alone(tiny, OnnxRuntimeBackend(threads=1), feeds, 0.01)
+    assert (row["graph"], row["sizes"]["t"]) == ("cut", 2)

@@ -19,7 +19,6 @@ from percoedge.bitstream.container import MAX_SIDE
 from percoedge.bundles import shipped_bundles
 from percoedge.engines import memory
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.contract import Graph
 from percoedge.engines.plans.build import (
     Progress,
     StagedGraph,
@@ -38,7 +37,7 @@ from percoedge.engines.plans.record import (
 )
 from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.engines.tensorrt.library import Library, find_library, supported_targets
-from percoedge.engines.tiling import TILING, tiling_graph, tiling_kinds
+from percoedge.engines.tiling import TILING, graph_of, tiling_kinds
 from percoedge.errors import BackendError, OutputError, UsageError
 from percoedge.runtime.cli.console import Console, size_text
 from percoedge.runtime.cli.tables import column_lines
@@ -131,14 +130,10 @@ def _profiles(
     """The profile of every graph to build, in the order asked for."""
     profiles = {}
     for kind in chosen_graphs(bundle, chosen, tiling_kinds(bundle.codec)):
-        graph = _graph(bundle, kind)
+        graph = graph_of(bundle, kind, _VARIANT)
         specs = (*graph.inputs, *graph.outputs)
         profiles[kind] = profile_for(kind, specs, bundle.codec, request.sizes, request.batches)
     return profiles
-
-
-def _graph(bundle: Bundle, kind: str) -> Graph:
-    return tiling_graph(kind) if kind in TILING else bundle.graph(kind, _VARIANT)
 
 
 def _on_shared_memory(request: BuildRequest, options: Namespace, gpu: Gpu) -> BuildRequest:
@@ -186,7 +181,7 @@ def _targets(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], G
 def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> dict[str, Any]:
     """Build and keep one engine file; returns its row of the report."""
     began = time.perf_counter()
-    given = _graph(job.bundle, kind)
+    given = graph_of(job.bundle, kind, _VARIANT)
     file_bytes = 0 if kind in TILING else job.bundle.size_bytes([kind], _VARIANT)
     needed_bytes = memory.build_bytes(file_bytes, streams=writes_streams(job.library))
     memory.require(needed_bytes, f"building graph {kind!r}")
