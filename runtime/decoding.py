@@ -192,14 +192,14 @@ def render(
     tiled = len(context_tiles(*batch.grid, constants.decoder_tile, constants.decoder_margin)) > 1
     with (
         engines.use("decoder") as engine,
-        engines.tilers("cut", on_device=tiled and engine.max_batch is not None) as tilers,
+        engines.tilers("cut", on_device=tiled and _on_device(engine, latents[0])) as tilers,
     ):
         for latent in latents:
             for part in batch_parts(latent.shape[0], batch.pixels, engine.max_batch):
                 piece = slice_of(latent, part)
                 engines.require_memory("decoder", piece.shape[0] * batch.pixels)
                 with clock.timed("decoder"):
-                    cut = (tilers or {}).get("cut") if _stays(piece) else None
+                    cut = tilers["cut"] if tilers and _on_device(engine, piece) else None
                     pixels = decode_latent(engine, piece, constants, cut)
                 with clock.timed("image"):
                     images += [Image.fromarray(p[: header.height, : header.width]) for p in pixels]
@@ -221,8 +221,8 @@ def _latents(
     latents: list[Buffer] = []
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(engines.use("flow" if guidance is None else "flow_guided"))
-        on_device = engine.max_batch is not None and max(batch.grid) > constants.flow_tile
-        tilers = stack.enter_context(engines.tilers(*TILING, on_device=on_device))
+        tiled = engine.max_batch is not None and max(batch.grid) > constants.flow_tile
+        tilers = stack.enter_context(engines.tilers(*TILING, on_device=tiled))
         for part in batch.parts(engine):
             with engines.clock.timed("noise"):
                 seeds = [settings.seed_for(stream) for stream in batch.streams[part]]
@@ -237,6 +237,6 @@ def _latents(
     return latents
 
 
-def _stays(buffer: Buffer) -> bool:
-    """Whether it is on a device."""
-    return not isinstance(buffer, np.ndarray)
+def _on_device(engine: Engine, buffer: Buffer) -> bool:
+    """Whether an engine of a device is fed from there."""
+    return engine.max_batch is not None and not isinstance(buffer, np.ndarray)

@@ -131,12 +131,16 @@ class OnnxRuntimeEngine:
             raise BackendError(f"{self._where} is closed; load it again")
         sizes = check_tensors(self._where + ": input", self.inputs, feeds)
         if self._captured is not None:
+            given = {
+                name: feed.value if isinstance(feed, OrtBuffer) else np.asarray(feed)
+                for name, feed in feeds.items()
+            }
             try:
-                results = self._captured.run(feeds, sizes)
+                results = self._captured.run(given, sizes, on_device)
             except Exception as error:  # the library's errors have no common base
                 raise self._failure(error, feeds) from error
             if results is not None:
-                return dict(results)
+                return {n: OrtBuffer(v) if on_device else v for n, v in results.items()}
         hosts = []  # ONNX Runtime borrows these arrays until the run is over
         binding = session.io_binding()
         try:
@@ -187,7 +191,7 @@ class OnnxRuntimeBackend:
     that this process may use. ``optimization``: a key of OPTIMIZATIONS. ``provider_options`` go to
     the provider as they are. ``precision``: the variant of graphs to read, None for the provider's
     fastest. Raises UsageError for a value outside these. With "onnxruntime-cuda-graphs" every run
-    is a CUDA graph, and its outputs are on the host.
+    is a CUDA graph.
     """
 
     name: str = "onnxruntime-cpu"

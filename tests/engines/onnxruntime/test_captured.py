@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime import captured
-from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeEngine
+from percoedge.engines.onnxruntime.backend import (
+    OnnxRuntimeBackend,
+    OnnxRuntimeEngine,
+    OrtBuffer,
+)
 from percoedge.engines.onnxruntime.captured import CapturedRuns
 
 
@@ -110,3 +114,19 @@ def test_close_frees_what_was_recorded(engine: OnnxRuntimeEngine, toy: Any) -> N
     assert isinstance(engine._captured, CapturedRuns)
     engine.close()
     assert engine._captured is None
+
+
+def test_a_chain_stays_where_it_is(engine: OnnxRuntimeEngine, toy: Any) -> None:
+    """Each result is one of its own, whatever runs later."""
+    feeds: dict[str, Any] = latents(1)
+    want, held, wanted = feeds["x"], [], []
+    for _ in range(3):
+        feeds["x"] = engine.run(feeds, on_device=True)["x_next"]
+        want = toy.flow_reference(want, feeds["tokens"], 0.5, 0.25)
+        assert isinstance(feeds["x"], OrtBuffer)
+        held.append(feeds["x"])
+        wanted.append(want)
+    for buffer, want in zip(held, wanted, strict=True):
+        np.testing.assert_allclose(np.asarray(buffer), want, rtol=1e-5, atol=1e-5)
+    host = engine.run(feeds)["x_next"]
+    assert isinstance(host, np.ndarray)
