@@ -24,13 +24,15 @@ from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Gpu, HostMem
 from percoedge.engines.tensorrt.library import Library, log_to
 from percoedge.errors import BackendError
 
-__all__ = ["Binding", "Captures", "Device", "TensorRtBuffer"]
+__all__ = ["COMPUTE", "Binding", "Captures", "Device", "TensorRtBuffer"]
 
 _ALIGNMENT = 256
 _MAX_STAGES = 8  # uploads of one shape that may be on their way: steps of the flow queued ahead
 # Names in traces of the GPU.
 _TO_DEVICE, _TO_HOST = "host to device", "device to host"
-_ON_DEVICE, _COMPUTE = "device to device", "compute"
+_ON_DEVICE = "device to device"
+COMPUTE = "compute "
+"""In traces of the GPU: what comes before the kind of a graph."""
 
 
 @dataclass
@@ -163,15 +165,16 @@ class TensorRtBuffer:
 class Binding:
     """A context with one shape of every input, bound to memory of its own.
 
-    ``where`` starts messages; ``shapes`` of ``inputs``; ``sizes`` of their symbols; ``captures``:
-    whether to capture CUDA graphs. Raises BackendError when the shapes do not fit the plan or the
-    memory is short.
+    ``where`` starts messages; ``kind`` of the graph; ``shapes`` of ``inputs``; ``sizes`` of their
+    symbols; ``captures``: whether to capture CUDA graphs. Raises BackendError when the shapes do
+    not fit the plan or the memory is short.
     """
 
     def __init__(
         self,
         device: Device,
         where: str,
+        kind: str,
         context: Any,
         inputs: Sequence[TensorSpec],
         shapes: Sequence[tuple[int, ...]],
@@ -180,7 +183,7 @@ class Binding:
         captures: bool,
     ) -> None:
         self._device, self._gpu = device, device.gpu
-        self._where, self._context, self._captures = where, context, captures
+        self._where, self._kind, self._context, self._captures = where, kind, context, captures
         self._messages: list[str] = []
         self._graph: Captured | None = None
         self._scratch: DeviceMemory | None = None
@@ -265,7 +268,7 @@ class Binding:
                 self._device.captures.refusals[self._where] = captured
         self._device.captures.runs += 1
         self._device.captures.launches += self._graph is not None
-        with self._gpu.timed(_COMPUTE):
+        with self._gpu.timed(f"{COMPUTE}{self._kind}"):
             if self._graph is not None:
                 self._graph.launch()
             else:

@@ -123,9 +123,16 @@ class TensorRtEngine:
         context = make()
         if context is None:
             raise self._device.gpu.failure(self._where, "TensorRT made no execution context")
-        shapes = [feeds[name].shape for name in self._names]
         binding = Binding(
-            self._device, self._where, context, self.inputs, shapes, self.outputs, sizes, captures
+            self._device,
+            self._where,
+            self._record.kind,
+            context,
+            self.inputs,
+            [feeds[name].shape for name in self._names],
+            self.outputs,
+            sizes,
+            captures,
         )
         return binding, context
 

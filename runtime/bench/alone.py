@@ -16,6 +16,7 @@ from percoedge.engines.contract import Backend, Buffer, Engine, check_tensors
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.engines.onnxruntime.layers import node_runs
 from percoedge.engines.tensorrt.backend import TensorRtBackend
+from percoedge.engines.tensorrt.binding import COMPUTE
 from percoedge.engines.tensorrt.cuda import ENQUEUE
 from percoedge.engines.tensorrt.engine import TensorRtEngine
 from percoedge.engines.tiling import graph_of
@@ -59,8 +60,8 @@ def _alone(
             **dict.fromkeys(("compute_ms", "enqueue_ms", *_COPIES.values())),
             **{"layers": None, "engine": None},
         }
-        if "compute" in rows[0]:
-            record["compute_ms"] = _percentiles([row["compute"] for row in rows])
+        if (compute := f"{COMPUTE}{kind}") in rows[0]:
+            record["compute_ms"] = _percentiles([row[compute] for row in rows])
             record["enqueue_ms"] = _percentiles([row[ENQUEUE] for row in rows])
             for name, key in _COPIES.items():
                 times = [row[name] for row in rows if name in row]

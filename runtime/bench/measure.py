@@ -112,7 +112,7 @@ def measure_on(
     images = case.batch * (len(latencies) + lanes.done_between(began, ended))
     seconds = ended - began if others else sum(latencies) / 1000  # with no PNG among the decodes
     medians = _medians(rows)
-    runs = graph_runs(bundle, backend.variant, medians, calls)
+    runs = graph_runs(bundle, backend.variant, medians, calls, device_ms)
     ceiling = ceiling_of(backend, int8=any(run.int8_ops for run in runs))
     return {
         "backend": backend.name,

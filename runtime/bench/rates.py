@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.tensorrt.binding import COMPUTE
 from percoedge.runtime.bench.ceiling import Ceiling
 from percoedge.runtime.bench.probe import Call
 
@@ -73,16 +74,26 @@ class GraphRun:
 
 
 def graph_runs(
-    bundle: Bundle, variant: str, stages_ms: Mapping[str, float], calls: Sequence[Call]
+    bundle: Bundle,
+    variant: str,
+    stages_ms: Mapping[str, float],
+    calls: Sequence[Call],
+    device_ms: Mapping[str, float] | None = None,
 ) -> list[GraphRun]:
-    """Every graph that a decode ran, in that order.
+    """Every graph of the bundle that a decode ran, in that order.
 
     ``variant``: the backend's. ``stages_ms``: of ``stages_of``. ``calls``: of one decode.
+    ``device_ms``: what a GPU says, by COMPUTE and kind; stages there end before it is done.
     """
     flow = sum(time_ms for name, time_ms in stages_ms.items() if name.startswith(_FLOW))
     times = {
         "entropy": sum(t for name, t in stages_ms.items() if name.startswith("MIM pass")),
         **{"flow": flow, "flow_guided": flow, "decoder": stages_ms.get("decoder", 0.0)},
+    }
+    times |= {
+        kind: device_ms[f"{COMPUTE}{kind}"]
+        for kind in times
+        if device_ms is not None and f"{COMPUTE}{kind}" in device_ms
     }
     by_kind = {kind: [call for call in calls if call.kind == kind] for kind in times}
     return [

@@ -178,7 +178,8 @@ class TestTimes:
         assert times_ms.pop("enqueue") > 0
         assert times_ms == {
             "host to device": 3,  # all of the first run's, then tokens, t and dt
-            "compute": 40,
+            "compute flow": 30,
+            "compute decoder": 10,
             "device to device": 3 + 3,  # results out of the way, and in again
             "device to host": 1,
         }
@@ -220,7 +221,10 @@ class TestTimes:
         times_ms = result["device_ms"]
         assert times_ms.pop("idle") < 0  # of a real clock, which this GPU's is not
         assert times_ms.pop("enqueue") > 0
-        assert (times_ms["compute"], times_ms["device to host"]) == (40, 2)  # latent, image
+        computed = {name: times_ms[f"compute {name}"] for name in ("flow", "decoder")}
+        assert computed == {"flow": 30, "decoder": 10}
+        assert {graph["graph"]: graph["time_ms"] for graph in result["graphs"]} == computed
+        assert times_ms["device to host"] == 2  # latent, image
         assert "flow, waiting" in result["stages_ms"]
         assert result["gpu"] == {"multiprocessors": 128}
         ceiling = result["ceiling"]  # of an RTX 4090

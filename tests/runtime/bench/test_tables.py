@@ -50,7 +50,7 @@ def test_passes_and_steps_are_added_up(outcomes: list[Outcome]) -> None:
 
 def test_what_the_gpu_did_where_it_tells(outcomes: list[Outcome]) -> None:
     assert device_table(outcomes) is None
-    times = {"host to device": 0.25, "compute": 3.0, "enqueue": 1.5, "idle": 0.5}
+    times = {"host to device": 0.25, "compute flow": 3.0, "enqueue": 1.5, "idle": 0.5}
     known = [
         outcomes[0],
         Outcome(outcomes[0].case, {**(outcomes[1].result or {}), "device_ms": times}),
@@ -60,7 +60,7 @@ def test_what_the_gpu_did_where_it_tells(outcomes: list[Outcome]) -> None:
     assert table.header == ("case", *times)
     assert table.rows == [("2", "0.25", "3.00", "1.50", "0.50")]
     first, second = csv.DictReader(io.StringIO(csv_text(known, machine.describe())))
-    assert (first["device_ms"], second["device_ms: compute"]) == (UNKNOWN, "3.0")
+    assert (first["device_ms"], second["device_ms: compute flow"]) == (UNKNOWN, "3.0")
 
 
 def test_csv_holds_every_figure_and_failures(outcomes: list[Outcome]) -> None:
