@@ -61,23 +61,12 @@ class TensorRtBackend:
         """Load the plan of a graph onto the GPU; the graph itself is not read.
 
         Raises BackendError when there is no sound plan that fits, when memory is short, or when
-        library or GPU are missing. A plan of TensorRT-RTX that was built for other GPUs is tried
-        where there is no better one.
+        library or GPU are missing.
         """
         device = self._open()
         device.gpu.enter()
-        kind, digest, refusal = graph.kind, graph.sha256, None
-        try:
-            record = self.find(kind, digest)
-        except BackendError as error:
-            if self.name != "tensorrt-rtx":
-                raise
-            try:
-                record = self.cache.find(kind, digest, device.library)
-            except BackendError:
-                raise error from None
-            refusal = error
-        engine = self._deserialize(device, record, refusal)
+        record = self.find(graph.kind, graph.sha256)
+        engine = self._deserialize(device, record)
         specs = (graph.inputs, graph.outputs)
         return TensorRtEngine(device, engine, self.cache, record, specs)
 
@@ -95,8 +84,8 @@ class TensorRtBackend:
         """What the GPU's time goes to in this backend's calls; see ``Gpu.trace``."""
         return self.gpu.trace()
 
-    def _deserialize(self, device: Device, record: PlanRecord, refusal: BackendError | None) -> Any:
-        """The library's engine of a plan; ``refusal`` is why the plan may not fit this GPU."""
+    def _deserialize(self, device: Device, record: PlanRecord) -> Any:
+        """The library's engine of a plan."""
         where = f"graph {record.kind!r} ({record.precision}, {self.name})"
         gpu, messages = device.gpu, []
         gpu.trim()  # what we keep for later is out of the library's reach
@@ -128,7 +117,7 @@ class TensorRtBackend:
         command = rebuild_command(
             self.name, kind=record.kind, targets=record.targets, request=record.request
         )
-        raise BackendError(f"{cause}; {refusal or f'build it again: {command}'}")
+        raise BackendError(f"{cause}; build it again: {command}")
 
     def _open(self) -> Device:
         if self._device is None:

@@ -72,12 +72,6 @@ class _Job:
         timed = self.gpu is not None and not supported_targets(self.library)
         return self.gpu.model if self.gpu is not None and timed else None
 
-    @property
-    def ahead(self) -> tuple[int, ...]:
-        """Compute capabilities to build for in advance; none to build for the GPU at hand."""
-        listed = set(self.targets) <= set(supported_targets(self.library))
-        return self.targets if listed else ()
-
 
 def build(options: Namespace, console: Console) -> int:
     """Build a bundle's graphs; all arguments are checked before the first is begun. Returns 0."""
@@ -151,24 +145,20 @@ def _on_shared_memory(request: BuildRequest, options: Namespace, gpu: Gpu) -> Bu
 
 
 def _targets(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], Gpu | None]:
-    """Compute capabilities to build for, and the GPU at hand, if there is one.
-
-    That of the GPU at hand may be named even where the library does not list it: it then tells.
-    """
+    """Compute capabilities to build for, and the GPU at hand, if there is one."""
     supported, gpu = supported_targets(library), None
+    if supported:
+        check_targets(library, sms)
     try:
         gpu = Gpu()
     except BackendError as error:
         if supported:
-            check_targets(library, sms)
             return sms or supported, None
         raise BackendError(
             f"{library.name} times its kernels on the GPU that is to run them, so it builds on "
             f"that machine only: {error}; for RTX GPUs, --backend tensorrt-rtx builds anywhere"
         ) from error
     if supported:
-        if sms != (gpu.sm,):
-            check_targets(library, sms)
         return sms or supported, gpu
     if sms not in ((), (gpu.sm,)):
         raise UsageError(
@@ -200,7 +190,7 @@ def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> 
                     job.library,
                     folder / "plan",
                     log,
-                    targets=job.ahead,
+                    targets=job.targets if supported_targets(job.library) else (),
                     workspace_mib=job.request.workspace_mib,
                     level=job.request.level,
                     timing=job.cache.kept(timing) or b"",
