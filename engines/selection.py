@@ -25,8 +25,10 @@ BACKENDS = (
 """Names in the order in which "auto" tries them.
 
 TensorRT is taken where every graph of the bundle has a plan that ``percoedge build`` made, and is
-passed over elsewhere.
+passed over elsewhere. CUDA graphs of ONNX Runtime must be asked for: they were not run on a GPU yet.
 """
+
+_TO_BE_ASKED_FOR = ("onnxruntime-cuda-graphs",)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def select(
             f"name one of {', '.join(providers)}"
         )
     reasons = []
-    for candidate in BACKENDS if name == "auto" else (name,):
+    automatic = [backend for backend in BACKENDS if backend not in _TO_BE_ASKED_FOR]
+    for candidate in automatic if name == "auto" else (name,):
         backend = _make(candidate, threads, optimization, provider_options or {}, precision)
         if name == "auto" and isinstance(backend, TensorRtBackend):
             reason = _without_plans(backend, bundle)

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from percoedge.engines import selection
 from percoedge.engines.contract import GraphSource, TensorSpec
 from percoedge.engines.onnxruntime import backend as onnxruntime_backend
 from percoedge.engines.onnxruntime.backend import (
@@ -76,6 +77,14 @@ def test_auto_takes_a_gpu_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (select().name, select().variant) == ("onnxruntime-cuda", "fp16")
     assert [name for name, _ in sessions[0]] == [CUDA, CPU]
     assert sessions[0][0][1]["use_tf32"] == "0"
+
+
+def test_cuda_graphs_must_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = install(monkeypatch, [CUDA, CPU], [CUDA, CPU])
+    assert select("onnxruntime-cuda-graphs").name == "onnxruntime-cuda-graphs"
+    assert sessions[-1][0][1]["enable_cuda_graph"] == "1"
+    monkeypatch.setattr(selection, "BACKENDS", ("onnxruntime-cuda-graphs", "onnxruntime-cpu"))
+    assert select().name == "onnxruntime-cpu"
 
 
 def test_auto_passes_over_a_gpu_that_is_listed_but_broken(monkeypatch: pytest.MonkeyPatch) -> None:
