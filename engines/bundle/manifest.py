@@ -229,6 +229,11 @@ class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     decoder_margin: Annotated[int, Meta(ge=0, le=1 << 16)] | None = None
     captions_condition: bool = False
 
+    @property
+    def encoder_tile(self) -> int:
+        """Tokens a side of what the encoder codes at a time: their margins are half of its work."""
+        return max(self.entropy_tile, 5 * (self.encoder_margin or 0))
+
     def __post_init__(self) -> None:
         if self.stride % self.latent_stride:
             raise ValueError(

@@ -142,7 +142,7 @@ def _largest_side(kind: str, codec: CodecConstants, whole_side: int) -> int | No
     """
     whole = -(-whole_side // codec.stride)
     return {
-        "encoder": _with_margin(codec.entropy_tile, codec.encoder_margin, whole),
+        "encoder": _with_margin(codec.encoder_tile, codec.encoder_margin, whole),
         "entropy": codec.entropy_tile,
         **dict.fromkeys(_FLOWS, codec.flow_tile),
         "decoder": _with_margin(codec.decoder_tile, codec.decoder_margin, whole),

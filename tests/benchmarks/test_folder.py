@@ -11,6 +11,7 @@ import pytest
 from benchmarks import folder as benchmark
 
 
+@pytest.mark.slow
 def test_every_way_is_told_beside_one_by_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

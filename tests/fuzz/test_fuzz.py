@@ -74,6 +74,7 @@ def test_the_corpus_breaks_no_rule(target: Target, golden: list[Seed]) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_mutants_break_no_rule(target: Target, golden: list[Seed]) -> None:
     before = target.decoded
     for data in itertools.islice(mutants([seed.data for seed in golden], 1), MUTANTS):

@@ -188,7 +188,7 @@ def test_tokens_are_those_of_one_large_tile(
     tiled = Codec.load(fake_bundle, backend).tokens(photo)
     np.testing.assert_array_equal(tiled, Codec.load(large_tiles, fakes.backend()).tokens(photo))
     sides = [call.feeds["image"].shape[1:3] for call in engine_of(backend, "encoder").calls]
-    assert max(map(max, sides)) <= 8 * (4 + 2)
+    assert max(map(max, sides)) <= 8 * (5 + 2)  # five margins of 1, and one on each side
 
 
 def test_photos_are_padded_with_their_edge(codec: Codec, fakes: Any) -> None:

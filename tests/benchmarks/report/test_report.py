@@ -23,6 +23,8 @@ from benchmarks.report.__main__ import main, write_pictures
 from benchmarks.report.page import _image, html_page
 from benchmarks.report.read import read_measurement
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -47,6 +47,12 @@ def test_beyond_a_tile_the_range_is_that_of_the_tile(
     assert (flat.ranges["h"], flat.ranges["w"]) == ((1, 10, 10), (1, side, side))
 
 
+def test_wide_margins_make_wide_tiles_of_the_encoder(constants: CodecConstants) -> None:
+    wide: Any = msgspec.structs.replace(constants, encoder_margin=20)
+    assert profile_for("encoder", (TOKENS,), wide).ranges["h"][2] == 140
+    assert profile_for("entropy", (TOKENS,), wide).ranges["h"][2] == 64
+
+
 def test_without_sizes_every_picture_fits(constants: CodecConstants) -> None:
     profile = profile_for("flow", (TOKENS,), constants)
     assert profile.ranges == {"n": (1, 1, 1), "h": (1, 32, 32), "w": (1, 32, 32)}

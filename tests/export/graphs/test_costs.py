@@ -30,6 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return replace_manifest(folder, replace(bundle.manifest, graphs=graphs))
 
 
+@pytest.mark.slow
 def test_the_shipped_bundle_has_those_of_its_configuration(tiny: Bundle) -> None:
     before = tiny.manifest
     assert all(graph.cost is None for graph in before.graphs.values())

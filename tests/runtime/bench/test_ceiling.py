@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from percoedge.engines.selection import select
 from percoedge.runtime.bench.ceiling import measure_ceiling
 
 
+@pytest.mark.slow
 def test_the_ceiling_of_a_real_backend() -> None:
     ceiling = measure_ceiling(select("onnxruntime-cpu", threads=1), int8=True, seconds=0)
     assert ceiling.dtype == "float32"

@@ -26,6 +26,7 @@ def run(
     return call
 
 
+@pytest.mark.slow
 def test_a_matrix_on_the_real_bundle(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = run(
         *("--json", "--steps", "1", "--backend", "onnxruntime-cpu,tensorrt"),
