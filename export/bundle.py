@@ -28,20 +28,19 @@ import msgspec
 import torch
 from msgspec.structs import replace
 
-from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
+from percoedge.engines.bundle import Bundle, write_manifest
 from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.errors import BundleError, PercoedgeError
 from percoedge.export.assemble import Assembly, Sources, assemble, random_family
 from percoedge.export.checks.margins import check_margins
 from percoedge.export.checks.parity import check_graphs, check_parity, format_table
 from percoedge.export.config import RATES, Config, at_rate, load_config
-from percoedge.export.exact.graph import entropy_graphs
-from percoedge.export.exact.integers import IntegerMim, language_digest, prove
+from percoedge.export.exact.integers import language_digest, prove
 from percoedge.export.graphs.costs import with_costs
 from percoedge.export.graphs.int8 import with_int8
-from percoedge.export.graphs.modules import DTYPES, entropy_specs, graph_plans
-from percoedge.export.graphs.onnx_files import OPSET, WeightFile, round_weights
-from percoedge.export.graphs.writing import write_bundle, write_graphs
+from percoedge.export.graphs.modules import DTYPES, graph_plans
+from percoedge.export.graphs.onnx_files import round_weights
+from percoedge.export.graphs.writing import write_bundle, write_entropy, write_graphs
 from percoedge.export.models.cod_lite import source as cod_lite
 from percoedge.export.models.exportable import FamilySource
 from percoedge.export.models.mim import integer_mim
@@ -83,9 +82,7 @@ def export_bundle(
     if "fp32" in variants:
         graphs = with_int8(graphs, family, config, out)
     model = integer_mim(family.mim)
-    inputs, outputs = entropy_specs(config)
-    files = _export_entropy(model, out, variants)
-    graphs["entropy"] = GraphFiles(inputs, outputs, files)
+    graphs["entropy"] = write_entropy(model, out, variants)
     tokenizer_files = {}
     for tower, text in tokenizers.items():
         tokenizer_files[f"text_{tower}"] = f"text_{tower}.tokenizer.json"
@@ -102,21 +99,6 @@ def export_bundle(
         tokenizers=tokenizer_files,
     )
     return with_costs(bundle, config)
-
-
-def _export_entropy(
-    model: IntegerMim, out: Path, variants: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
-    """Write the entropy model; returns the names of its files by variant."""
-    with WeightFile(out / "entropy.weights") as weights:
-        graphs = entropy_graphs(model, OPSET, weights)
-    floats: tuple[str, ...] = ("entropy.onnx", weights.path.name)
-    files = dict.fromkeys(variants, floats)
-    (out / "entropy.onnx").write_bytes(graphs.floats.SerializeToString())
-    if "fp32" in variants:
-        files["int8"] = ("entropy.int8.onnx", weights.path.name)
-        (out / "entropy.int8.onnx").write_bytes(graphs.bytes.SerializeToString())
-    return files
 
 
 def _parser() -> argparse.ArgumentParser:

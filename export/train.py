@@ -5,11 +5,16 @@ is run again. The last line writes ``<out>/family.pt``, which ``percoedge.export
 a bundle. ``--start BUNDLE`` goes on from a bundle's weights, with the stages from ``joint`` on;
 ``--keep-tokens`` then trains ``refine`` alone, and the bundle's streams stay readable. On several
 GPUs: ``torchrun --nproc-per-node N -m percoedge.export.train ...`` shares each batch among them.
+
+    python -m percoedge.export.train mim --bundle B --photos D --validation D --out D
+
+trains an entropy model alone, for the tokens of any bundle: see percoedge.export.entropy.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -17,6 +22,7 @@ from msgspec.structs import replace
 
 from percoedge.engines.bundle import Bundle
 from percoedge.export.config import load_config
+from percoedge.export.entropy import main as train_entropy_model
 from percoedge.export.models.percov2.family import Family
 from percoedge.export.training.data import Photos
 from percoedge.export.training.features import Features
@@ -28,7 +34,7 @@ from percoedge.export.training.stages import (
     validation_images,
 )
 from percoedge.export.training.stages_joint import train_joint, train_refine
-from percoedge.export.training.stages_mim import train_mim
+from percoedge.export.training.stages_mim import family_tokens, train_mim
 from percoedge.export.training.trainer import (
     joined_processes,
     pick_device,
@@ -87,7 +93,8 @@ def train(
         train_joint(family, config, photos, valid, out, features)
     train_refine(family, config, photos, valid, out, features)
     if not keep_tokens:
-        train_mim(family, config, photos, valid, out)
+        tokens = family_tokens(family, config, photos, valid)
+        train_mim(family.mim, tokens, stages, out, config.seed)
     if rank == 0:
         torch.save(family.state_dict(), out / "family.pt")
     return family
@@ -95,6 +102,9 @@ def train(
 
 def main() -> None:
     """Command line of the recipe."""
+    if sys.argv[1:2] == ["mim"]:
+        train_entropy_model(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="shipped configuration (tiny) or path to a TOML file")
     parser.add_argument("--photos", type=Path, required=True, help="folder of training photos")

@@ -84,16 +84,31 @@ def language_digest(model: IntegerMim, codebook: NDArray[np.float32]) -> str:
     table and the codebook (K,D) as float32; so it does not depend on how graphs are written.
     """
     digest = hashlib.sha256()
+    _take(digest, *_arrays(model), (codebook, "<f4"))
+    return digest.hexdigest()
+
+
+def coded_language(language: str, model: IntegerMim) -> str:
+    """As ``language_digest``, for tokens that ``language`` stands for: SHA-256 (hex)."""
+    digest = hashlib.sha256(language.encode("ascii"))
+    _take(digest, *_arrays(model))
+    return digest.hexdigest()
+
+
+def _arrays(model: IntegerMim) -> list[tuple[NDArray[Any], str]]:
+    """Every array of a model, with the type that it is hashed in."""
     layers = [layer for block in model.blocks for layer in block] + [model.head]
     integers = [array for layer in layers for array in (layer.weight, layer.bias, layer.shift)]
-    parts: list[tuple[NDArray[Any], str]] = [
+    return [
         *((array, "<i4") for array in (model.embedding, *integers, model.weight_table)),
-        *((array, "<f4") for array in (model.norm_table, codebook)),
+        (model.norm_table, "<f4"),
     ]
-    for array, dtype in parts:
+
+
+def _take(digest: hashlib._Hash, *arrays: tuple[NDArray[Any], str]) -> None:
+    for array, dtype in arrays:
         digest.update(repr(array.shape).encode("ascii"))
         digest.update(np.ascontiguousarray(array, dtype).tobytes())
-    return digest.hexdigest()
 
 
 def prove(model: IntegerMim) -> dict[str, int]:

@@ -36,6 +36,7 @@ from percoedge.errors import PercoedgeError
 from percoedge.export.config import Config, at_rate, load_config
 from percoedge.export.graphs.int8 import int8_layers
 from percoedge.export.graphs.modules import graph_plans
+from percoedge.export.models.exportable import GraphPlan
 from percoedge.export.models.mim import Mim, QuantLayer
 from percoedge.export.models.percov2.family import Family
 
@@ -54,20 +55,43 @@ _COMPARED = tuple(
 
 
 def with_costs(bundle: Bundle, config: Config) -> Bundle:
+    """As ``with_costs_of``, for a bundle that was exported with ``config``."""
+    with _without_contents():
+        family = Family(config).eval()
+        return _counted(bundle, graph_plans(config), family, family.mim)
+
+
+def with_costs_of(
+    bundle: Bundle,
+    *,
+    plans: Mapping[str, GraphPlan] | None = None,
+    module: nn.Module | None = None,
+    mim: Mim | None = None,
+) -> Bundle:
     """The bundle of a directory, its manifest written anew with the costs of its graphs.
 
-    ``config``: what it was exported with. Files and fingerprint stay as they are. Graphs whose
+    ``plans``: of graphs of ``module``, which is in FP32; ``mim``: the entropy model in its float
+    form. Other graphs keep what they have. Files and fingerprint stay as they are. Graphs whose
     counts are no sum of products of symbols get no cost, nor do those of captions, which do not
     grow with the image.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        family = Family(config).eval()
-        graphs = {
-            kind: replace(graph, cost=_cost(bundle, kind, graph, family, config))
-            if _grows(graph)
-            else graph
-            for kind, graph in bundle.manifest.graphs.items()
-        }
+    with _without_contents():
+        return _counted(bundle, plans or {}, module, mim)
+
+
+def _without_contents() -> FakeTensorMode:
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _counted(
+    bundle: Bundle, plans: Mapping[str, GraphPlan], module: nn.Module | None, mim: Mim | None
+) -> Bundle:
+    graphs = dict(bundle.manifest.graphs)
+    for kind, graph in bundle.manifest.graphs.items():
+        if kind in plans and module is not None and _grows(graph):
+            graphs[kind] = replace(graph, cost=_cost(bundle, graph, module, plans[kind]))
+        elif kind == "entropy" and mim is not None:
+            graphs[kind] = replace(graph, cost=_entropy_cost(bundle, graph, mim))
     return replace_manifest(bundle.path, replace(bundle.manifest, graphs=graphs))
 
 
@@ -75,44 +99,59 @@ def _grows(graph: GraphRecord) -> bool:
     return any("h" in str(axis) for spec in graph.input_specs for axis in spec.shape)
 
 
-def _cost(
-    bundle: Bundle, kind: str, graph: GraphRecord, family: Family, config: Config
-) -> Cost | None:
-    """The cost of one graph, whose module is made of a family without contents."""
-    models = {
+def _cost(bundle: Bundle, graph: GraphRecord, module: nn.Module, plan: GraphPlan) -> Cost | None:
+    """The cost of one graph that is planned of a module."""
+    models = _models(bundle, graph)
+    layers = int8_layers(models["int8"]) if "int8" in models else set()
+    whole = {"h": plan.whole, "w": plan.whole}
+    sizes = [
+        {a: min(whole.get(a, 1) * size, plan.bounds.get(a, 1 << 16)) for a, size in one.items()}
+        for one in (*_FITTED, *_COMPARED)
+    ]
+    built = plan.build(module, torch.float32)
+    counts = [_counts(built, graph.input_specs, one) for one in sizes]
+    return _described(
+        models,
+        _fit(sizes, [one[""] for one in counts]),
+        _fit(sizes, [sum(one.get(name, 0) for name in layers) for one in counts]),
+        sum(module.get_submodule(name).weight.numel() for name in layers),
+    )
+
+
+def _entropy_cost(bundle: Bundle, graph: GraphRecord, mim: Mim) -> Cost | None:
+    """The cost of the entropy model, all of whose layers multiply bytes in "int8"."""
+    sizes = (*_FITTED, *_COMPARED)
+    counts = [_counts(_EntropyGraph(mim), graph.input_specs, one)[""] for one in sizes]
+    macs = _fit(sizes, counts)
+    layers = [part for part in mim.modules() if isinstance(part, QuantLayer)]
+    return _described(
+        _models(bundle, graph), macs, macs, sum(part.weight.numel() for part in layers)
+    )
+
+
+def _models(bundle: Bundle, graph: GraphRecord) -> dict[str, onnx.ModelProto]:
+    return {
         name: onnx.load_from_string(bundle.read_file(variant.model))
         for name, variant in graph.variants.items()
     }
-    layers: set[str] = set()
-    most: dict[str, int] = {}  # of symbolic axes that end somewhere
-    if kind == "entropy":
-        module: nn.Module = _EntropyGraph(family.mim)
-        on_bytes = [part for part in family.mim.modules() if isinstance(part, QuantLayer)]
-    else:
-        plan = graph_plans(config)[kind]
-        module, most = plan.build(family, torch.float32), plan.bounds
-        layers = int8_layers(models["int8"]) if "int8" in models else set()
-        on_bytes = [family.get_submodule(name) for name in layers]
-    everywhere = [
-        {axis: min(size, most.get(axis, size)) for axis, size in sizes.items()}
-        for sizes in (*_FITTED, *_COMPARED)
-    ]
-    counts = [_counts(module, graph.input_specs, sizes) for sizes in everywhere]
-    macs = _fit(everywhere, [one[""] for one in counts])
-    if macs is None or "int8" not in models:
-        int8_macs: dict[str, int] | None = {}
-    elif kind == "entropy":  # all of its layers
-        int8_macs = macs
-    else:
-        int8_macs = _fit(everywhere, [sum(one.get(name, 0) for name in layers) for one in counts])
+
+
+def _described(
+    models: Mapping[str, onnx.ModelProto],
+    macs: dict[str, int] | None,
+    int8_macs: dict[str, int] | None,
+    int8_weights: int,
+) -> Cost | None:
+    """A cost, unless something could not be fitted."""
     if macs is None or int8_macs is None:
         return None
+    in_bytes = "int8" in models and bool(int8_macs)
     model = next(iter(models.values()))
     return Cost(
         macs=macs,
         weights=sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
-        int8_macs=int8_macs,
-        int8_weights=sum(part.weight.numel() for part in on_bytes) if int8_macs else 0,
+        int8_macs=int8_macs if in_bytes else {},
+        int8_weights=int8_weights if in_bytes else 0,
     )
 
 

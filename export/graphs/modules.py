@@ -198,11 +198,3 @@ def _text_plans(config: Config) -> dict[str, GraphPlan]:
 def _tower_graph(name: str, family: Family, dtype: torch.dtype) -> nn.Module:
     graph = ClipGraph if name in CLIP_TOWERS else T5Graph
     return graph(family.text[name])
-
-
-def entropy_specs(config: Config) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Border of the entropy graph: tokens and flat positions -> integer weights."""
-    tokens = TensorSpec("tokens", "int32", ("n", "h", "w"))
-    positions = TensorSpec("positions", "int32", ("p",))
-    weights = TensorSpec("weights", "int32", ("n", "p", config.codec.codebook_size))
-    return (tokens, positions), (weights,)

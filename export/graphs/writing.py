@@ -1,4 +1,4 @@
-"""Writes the float graphs of any family into a bundle's directory, in each variant."""
+"""Writes the graphs of any family into a bundle's directory, in each variant."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from torch import nn
 
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
 from percoedge.engines.comparison import example_feeds
+from percoedge.engines.contract import TensorSpec
+from percoedge.export.exact.graph import entropy_graphs
+from percoedge.export.exact.integers import IntegerMim
 from percoedge.export.graphs.modules import DTYPES
-from percoedge.export.graphs.onnx_files import WeightFile, trace, write_program
+from percoedge.export.graphs.onnx_files import OPSET, WeightFile, trace, write_program
 from percoedge.export.models.exportable import Exportable, GraphPlan, in_precision
 
 
@@ -55,6 +58,26 @@ def write_graphs(
                     written[variant] = write_program(program, path, files[plan.weights])
             graphs[kind] = GraphFiles(plan.inputs, plan.outputs, written, plan.pixel_bytes)
     return graphs
+
+
+def write_entropy(model: IntegerMim, out: Path, variants: Sequence[str]) -> GraphFiles:
+    """Write the exact entropy model: tokens and flat positions -> integer weights.
+
+    "fp32" among the ``variants`` brings "int8" along. Raises ExactnessError when a bound does not
+    hold.
+    """
+    with WeightFile(out / "entropy.weights") as weights:
+        graphs = entropy_graphs(model, OPSET, weights)
+    floats: tuple[str, ...] = ("entropy.onnx", weights.path.name)
+    files = dict.fromkeys(variants, floats)
+    (out / "entropy.onnx").write_bytes(graphs.floats.SerializeToString())
+    if "fp32" in variants:
+        files["int8"] = ("entropy.int8.onnx", weights.path.name)
+        (out / "entropy.int8.onnx").write_bytes(graphs.bytes.SerializeToString())
+    tokens = TensorSpec("tokens", "int32", ("n", "h", "w"))
+    positions = TensorSpec("positions", "int32", ("p",))
+    frequencies = TensorSpec("weights", "int32", ("n", "p", len(model.embedding) - 1))
+    return GraphFiles((tokens, positions), (frequencies,), files)
 
 
 def write_bundle(

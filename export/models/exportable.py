@@ -27,6 +27,7 @@ class GraphPlan:
     of the family that compute in the graph's precision. ``bounds`` caps symbolic axes (inclusive).
     Graphs with the same ``weights`` share that file. ``traced``: sizes of the symbolic axes when it
     is traced. ``guarded``: see ``trace``. ``pixel_bytes``: see ``Graph`` of the manifest.
+    ``whole``: cells a side of what the graph fills up inside; costs are those of grids of such.
     """
 
     build: Callable[[Any, torch.dtype], nn.Module]
@@ -39,6 +40,7 @@ class GraphPlan:
     traced: Mapping[str, int] = field(default_factory=lambda: {"n": 2, "h": 5, "w": 7})
     guarded: bool = True
     pixel_bytes: int | None = None
+    whole: int = 1
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from percoedge.export.models.mim import Mim
 from percoedge.export.models.percov2.family import Family
 from percoedge.export.training.data import Photos
 from percoedge.export.training.stages import freeze, validation_images
-from percoedge.export.training.stages_mim import Tokens, fit_mim, schedule_bits
+from percoedge.export.training.stages_mim import family_tokens, fit_mim, schedule_bits
 from percoedge.export.training.trainer import pick_device
 
 
@@ -36,13 +36,13 @@ def compare(config_name: str, photo_dir: Path, validation_dir: Path, out: Path, 
     freeze(family)
     family.mim.exact = True
     valid = validation_images(validation_dir, pick_device(device))
-    tokens = Tokens(family, Photos(photo_dir), valid)
+    tokens = family_tokens(family, config, Photos(photo_dir), valid)
     grids = [tokens.of(image)[0] for image in valid]
     baseline = Mim(config.mim, config.codec.codebook_size, classic=True).to(pick_device(device))
     baseline.start_from(family.quantizer.codebook)
     float_stage, exact_stage = config.train["mim"], config.train["mim_exact"]
     stage = msgspec.structs.replace(float_stage, steps=float_stage.steps + exact_stage.steps)
-    fit_mim(baseline, "mim_classic", config, stage, tokens, out, config.seed)
+    fit_mim(baseline, "mim_classic", stage, tokens, out, config.seed)
     uniform = torch.tensor(float(config.codec.codebook_size)).log2().item()
     table = {"uniform": {"passes": 1, "bits_per_token": round(uniform, 4)}}
     for name in SCHEDULES[1:]:

@@ -18,11 +18,11 @@ from percoedge.export.training.losses import ms_ssim, pixel_loss, psnr
 from percoedge.export.training.trainer import Figures, Trainer
 
 
-def validation_images(folder: Path, device: torch.device) -> list[Tensor]:
-    """The photos of a folder as (1,3,H,W) in [-1,1], cropped to multiples of 16."""
+def validation_images(folder: Path, device: torch.device, unit: int = 16) -> list[Tensor]:
+    """The photos of a folder as (1,3,H,W) in [-1,1], cropped to multiples of ``unit``."""
     images = []
     for pixels in Photos(folder).images:
-        height, width = (side // 16 * 16 for side in pixels.shape[:2])
+        height, width = (side // unit * unit for side in pixels.shape[:2])
         images.append(image_tensor(torch.tensor(pixels[None, :height, :width]).to(device)))
     return images
 

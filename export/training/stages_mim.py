@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,23 +58,35 @@ def schedule_bits(mim: Mim, grids: list[Tensor], name: str) -> float:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Where the entropy model's tokens come from: the frozen encoding side, and other photos."""
+    """Where the entropy model's tokens come from: a frozen encoder, and photos to put through it.
 
-    family: Family
+    ``of``: images (B,3,H,W) in [-1,1] -> tokens int64 (B,h,w), there where the images are, for
+    sides that are multiples of ``stride``.
+    """
+
+    of: Callable[[Tensor], Tensor]
+    stride: int
     photos: Photos
     valid: list[Tensor]  # images (1,3,H,W)
 
+    def crops(self, stage: StageConfig, seed: int) -> Crops:
+        """Crops of as many pixels as the stage's crops of tokens are made of."""
+        return Crops(self.photos, stage.batch, stage.crop * self.stride, seed)
+
+
+def family_tokens(family: Family, config: Config, photos: Photos, valid: list[Tensor]) -> Tokens:
+    """The tokens of a family in PyTorch."""
+
     @torch.no_grad()
-    def of(self, images: Tensor) -> Tensor:
-        """Tokens int64 (B,h,w) of images (B,3,H,W)."""
+    def of(images: Tensor) -> Tensor:
         with precision(images.device):
-            codes = self.family.quantizer.codes(self.family.hyper(self.family.vae.encode(images)))
-        return self.family.quantizer.nearest(codes)
+            codes = family.quantizer.codes(family.hyper(family.vae.encode(images)))
+        return family.quantizer.nearest(codes)
+
+    return Tokens(of, config.codec.stride, photos, valid)
 
 
-def fit_mim(
-    mim: Mim, name: str, config: Config, stage: StageConfig, tokens: Tokens, out: Path, seed: int
-) -> None:
+def fit_mim(mim: Mim, name: str, stage: StageConfig, tokens: Tokens, out: Path, seed: int) -> None:
     """Train in the mode that ``mim.exact`` says, as stage ``name``; a finished one is loaded."""
     device = next(mim.parameters()).device
     trainer = Trainer(name, mim, stage, out, seed)
@@ -92,31 +105,24 @@ def fit_mim(
         return {name: round(schedule_bits(mim, grids, name), 4) for name in SCHEDULES[1:]}
 
     if not trainer.finished():
-        trainer.run(step, token_crops(config, stage, tokens.photos, seed), validate)
-
-
-def token_crops(config: Config, stage: StageConfig, photos: Photos, seed: int) -> Crops:
-    """Crops of as many pixels as the stage's crops of tokens are made of."""
-    return Crops(photos, stage.batch, stage.crop * config.codec.stride, seed)
+        trainer.run(step, tokens.crops(stage, seed), validate)
 
 
 def train_mim(
-    family: Family, config: Config, photos: Photos, valid: list[Tensor], out: Path
+    mim: Mim, tokens: Tokens, stages: Mapping[str, StageConfig], out: Path, seed: int
 ) -> None:
     """Float training, calibration of the scales, then quantisation-aware training."""
-    mim = family.mim
     mim.exact = False
-    tokens = Tokens(family, photos, valid)
-    fit_mim(mim, "mim", config, config.train["mim"], tokens, out, config.seed)
-    stage = config.train["mim_exact"]
+    fit_mim(mim, "mim", stages["mim"], tokens, out, seed)
+    stage = stages["mim_exact"]
     if not (out / "mim_exact.pt").exists():
-        rng = np.random.default_rng(config.seed)
+        rng = np.random.default_rng(seed)
         device = next(mim.parameters()).device
-        batches = token_crops(config, stage, photos, config.seed).batches(range(8), device)
+        batches = tokens.crops(stage, seed).batches(range(8), device)
         masked = [masked_at_random(rng, tokens.of(images), mim.mask_id) for images in batches]
         mim.calibrate(torch.cat(masked))
     mim.exact = True
-    fit_mim(mim, "mim_exact", config, stage, tokens, out, config.seed + 1)
+    fit_mim(mim, "mim_exact", stage, tokens, out, seed + 1)
 
 
 def masked_at_random(rng: np.random.Generator, tokens: Tensor, mask_id: int) -> Tensor:
