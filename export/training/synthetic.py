@@ -18,7 +18,7 @@ Pixels = NDArray[np.uint8]
 def synthetic_crop(rng: np.random.Generator, size: int) -> Pixels:
     """One crop uint8 (size,size,3) of a kind drawn at random."""
     kinds: list[Callable[[np.random.Generator, int], Pixels]] = [_patches, _stripes, _text]
-    if rng.random() < 0.4:
+    if rng.random() < 0.6:
         return _flat(rng, size)
     return kinds[rng.integers(len(kinds))](rng, size)
 
