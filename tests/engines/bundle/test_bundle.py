@@ -149,7 +149,9 @@ class TestOpening:
         self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(BundleError, match=f"expected a bundle directory, .* got '{name}'; check"):
+        with pytest.raises(
+            BundleError, match=f"expected a bundle directory, .* got '{name}'; check"
+        ):
             Bundle.open(name)
 
     def test_what_is_no_archive(self, pristine: Path) -> None:
