@@ -25,7 +25,7 @@ BACKENDS = (
 """Names in the order in which "auto" tries them.
 
 TensorRT is taken where every graph of the bundle has a plan that ``percoedge build`` made, and is
-passed over elsewhere. CUDA graphs of ONNX Runtime must be asked for: they have not run on a GPU yet.
+passed over elsewhere. CUDA graphs of ONNX Runtime must be asked for: no GPU has run them yet.
 """
 
 _TO_BE_ASKED_FOR = ("onnxruntime-cuda-graphs",)
