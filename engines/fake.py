@@ -23,11 +23,15 @@ GraphFunction: TypeAlias = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, N
 
 
 class FakeBuffer:
-    """A buffer on a device that does not exist; ``fetches`` counts conversions to numpy."""
+    """A buffer on a device that does not exist; ``fetches`` counts conversions to numpy.
+
+    ``begun``: whether it was asked for ahead.
+    """
 
     def __init__(self, array: NDArray[Any]) -> None:
         self._array = array
         self.fetches = 0
+        self.begun = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,6 +42,10 @@ class FakeBuffer:
     def dtype(self) -> np.dtype[Any]:
         """Type of an element."""
         return self._array.dtype
+
+    def begin_fetch(self) -> None:
+        """Note that somebody asked for it; see the contract of DeviceBuffer."""
+        self.begun = True
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         self.fetches += 1

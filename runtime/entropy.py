@@ -276,7 +276,10 @@ class EntropyCodec:
                     left = [each for each in left if each not in alike]
                     views = [state[(slice(None), *contexts[each][0].slices)] for each in alike]
                     feeds = {"tokens": np.concatenate(views), "positions": contexts[alike[0]][1]}
-                    runs.append((alike, self.engine.run(feeds, on_device=ahead)["weights"]))
+                    result = self.engine.run(feeds, on_device=ahead)["weights"]
+                    if not isinstance(result, np.ndarray):
+                        result.begin_fetch()  # before the next run is queued
+                    runs.append((alike, result))
                 alike, weights = runs.pop(0)
                 done |= zip(alike, np.split(np.asarray(weights), len(alike)), strict=True)
             yield tile, cells, done.pop(number)

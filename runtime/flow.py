@@ -190,6 +190,8 @@ def decode_latent(
     waits = engine.max_batch is not None  # a device: the decoder is queued before latents are seen
     if not waits:
         _require_finite(latent)
+    elif not isinstance(latent, np.ndarray):
+        latent.begin_fetch()
     pixels = _decode(engine, latent, codec, cut)
     if waits:
         _require_finite(latent)

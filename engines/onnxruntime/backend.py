@@ -96,6 +96,9 @@ class OrtBuffer:
         """Type of an element."""
         return self._dtype
 
+    def begin_fetch(self) -> None:
+        """Do nothing: ONNX Runtime has no queue to put it into."""
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         array: NDArray[Any] = self.value.numpy()
         if dtype is not None and np.dtype(dtype) != array.dtype:

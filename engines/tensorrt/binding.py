@@ -138,6 +138,7 @@ class TensorRtBuffer:
         self.gpu = gpu
         self.address = memory.address + slot.offset
         self._memory = memory  # shared by the outputs of one run
+        self._begun: tuple[HostMemory, Mark] | None = None
         self._slot = slot
 
     @property
@@ -150,13 +151,24 @@ class TensorRtBuffer:
         """Type of an element."""
         return self._slot.dtype
 
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+    def begin_fetch(self) -> None:
+        """Queue the copy to the host; see the contract of DeviceBuffer."""
+        self._begun = self._begun or self._queue_fetch()
+
+    def _queue_fetch(self) -> tuple[HostMemory, Mark]:
+        """Where the copy will be, and when."""
         self.gpu.enter()
         host = self.gpu.pinned(self._slot.size_bytes)
         with self.gpu.timed(_TO_HOST):
             self.gpu.copy(host.address, self.address, self._slot.size_bytes)
         fetched = self.gpu.mark()
         fetched.put()
+        return host, fetched
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        host, fetched = self._begun or self._queue_fetch()
+        self._begun = None  # what is handed out is the caller's
+        self.gpu.enter()
         fetched.wait()
         array = host.array.view(self.dtype).reshape(self.shape)
         return array if dtype is None else array.astype(dtype, copy=False)

@@ -129,6 +129,7 @@ def test_the_device_works_on_the_next_tiles_meanwhile(fakes: Any) -> None:
     ]
     assert seen == [(2, 1)] * 2 + [(3, 2)] * 2 + [(4, 3)] * 2 + [(4, 4)] * 2
     assert all(call.on_device for call in engine.calls)
+    assert all(buffer.begun for buffer in engine.buffers)
     np.testing.assert_array_equal(coder.decode([data], (8, 16), "qlds-4")[0], tokens)
     assert engine.fetches == 4 + 4 * 4
     large = grid(16, 16)  # as many tiles as 4096x4096 has, for an engine that takes 8

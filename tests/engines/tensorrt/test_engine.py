@@ -115,6 +115,28 @@ class TestBuffers:
         for out, want in results:
             np.testing.assert_allclose(np.asarray(out), want, rtol=1e-5, atol=1e-5)
 
+    def test_what_is_fetched_ahead_waits_for_no_later_run(
+        self, place: Place, bundle: Bundle, toy: Any
+    ) -> None:
+        flow = place.load(bundle, "flow")
+        for ahead in (True, False):
+            feeds = latents(seed=int(ahead))
+            place.backend.gpu.wait()
+            first = flow.run(feeds, on_device=True)["x_next"]
+            if ahead:
+                first.begin_fetch()  # type: ignore[union-attr]
+            flow.run(latents(seed=5), on_device=True)
+            before = place.gpu.clock_ms
+            for _ in range(2):  # the second time it is copied anew
+                np.testing.assert_allclose(
+                    np.asarray(first), reference(toy, feeds), rtol=1e-5, atol=1e-5
+                )
+                if ahead:
+                    assert place.gpu.clock_ms - before < 20  # a graph takes 10, a copy 1
+                    break
+            else:
+                assert place.gpu.clock_ms - before > 20
+
     def test_outputs_outlive_later_runs_and_the_engine(
         self, place: Place, bundle: Bundle, toy: Any
     ) -> None:
