@@ -72,10 +72,10 @@ class Batch:
         """Their captions."""
         return [stream.header.caption for stream in self.streams]
 
-    def parts(self, engine: Engine | None) -> list[slice]:
-        """Slices of them that go through an engine together."""
-        limit = None if engine is None else engine.max_batch
-        return batch_parts(len(self.streams), self.pixels, limit)
+    def parts(self, *engines: Engine | None) -> list[slice]:
+        """Slices of them that go through engines together; None is no engine."""
+        limits = [e.max_batch for e in engines if e is not None and e.max_batch is not None]
+        return batch_parts(len(self.streams), self.pixels, min(limits, default=None))
 
 
 def open_stream(
@@ -223,7 +223,7 @@ def _latents(
         engine = stack.enter_context(engines.use("flow" if guidance is None else "flow_guided"))
         tiled = engine.max_batch is not None and max(batch.grid) > constants.flow_tile
         tilers = stack.enter_context(engines.tilers(*TILING, on_device=tiled))
-        for part in batch.parts(engine):
+        for part in batch.parts(engine, *(tilers or {}).values()):
             with engines.clock.timed("noise"):
                 seeds = [settings.seed_for(stream) for stream in batch.streams[part]]
                 start = np.stack(

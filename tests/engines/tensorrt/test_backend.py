@@ -338,3 +338,25 @@ def test_a_decode_waits_for_the_passes_and_twice_more(
     assert waited == pass_count(tiny.codec.schedule) + 2
     assert captures.launches - launches == captures.runs - runs == 8 + 3 * steps + 1
     assert times_ms["device to host"] == 8 + 2  # weights of each pass, the image, the latents
+
+
+def test_a_batch_of_tiled_images_is_cut_to_what_every_plan_takes(
+    make_place: Callable[..., Place],
+) -> None:
+    """The flow's plan takes more tiles than the others take images."""
+    place, tiny = make_place("tensorrt"), Bundle.open("tiny")
+    place.build_all(tiny, batches=(1, 2), sizes=((304, 128),))
+    rng = np.random.default_rng(5)
+    photos = [rng.integers(0, 256, (128, 304, 3), np.uint8) for _ in range(3)]
+    with Codec(tiny, OnnxRuntimeBackend(precision="fp16")) as cpu:
+        streams = [cpu.encode(photo) for photo in photos]
+        wanted = [np.asarray(cpu.decode(stream, steps=1)).astype(int) for stream in streams]
+    probe = Probe(place.backend)
+    with Codec(tiny, probe) as codec:
+        images = codec.decode_batch(streams, steps=1)
+    sizes = {
+        kind: [c.sizes["n"] for c in probe.calls if c.kind == kind] for kind in ("flow", "blend")
+    }
+    assert sizes == {"flow": [4, 2], "blend": [2, 1]}  # of two tiles each
+    for image, want in zip(images, wanted, strict=True):
+        assert abs(np.asarray(image) - want).mean() < 0.1
