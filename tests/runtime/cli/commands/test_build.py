@@ -120,7 +120,7 @@ def test_a_refusal_names_the_command_that_mends_it(run: Run, root: Path, library
         ((*RTX, "--sizes", "512x99999"), "1 to 16384 pixels"),
         ((*RTX, "--batch", "0"), "batches of 1 to 1024, got 0"),
         ((*RTX, "--batch", "a"), "--batch to be numbers with commas"),
-        ((*RTX, "--batch", "1024"), "elements in 'image', got 1024 x 1664 x 1664 x 3"),
+        ((*RTX, "--batch", "1024"), "elements in 'image', got 1024 x 2240 x 2240 x 3"),
         ((*RTX, "--graph", "flow", "--graph", "pour"), "graphs of encoder, flow"),
         ((*RTX, "--workspace", "0"), "at least 1, got 0"),
         ((*RTX, "--workspace", "9999999"), "--workspace of 1 to 1048576 MiB"),
