@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from percoedge.engines.tiling import TILING
 from percoedge.export.assemble import random_family
 from percoedge.export.bundle import export_bundle
 from percoedge.export.config import load_config
@@ -56,5 +57,5 @@ def test_a_cut_of_the_full_family_builds(
     arguments = ["build", str(bundle.path), "--backend", "tensorrt-rtx", "--sm", "86,89,120"]
     assert main([*arguments, "--cache", str(tmp_path / "plans"), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["graphs"]
-    assert [row["graph"] for row in rows] == list(bundle.kinds)
+    assert [row["graph"] for row in rows] == [*bundle.kinds, *TILING]
     assert {"encoder", "entropy", "flow", "flow_guided", "decoder"} <= set(bundle.kinds)
