@@ -170,7 +170,7 @@ def _run(
     ]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    tries = ray.remote(num_cpus=0)(Tries).remote()
+    tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tries).remote()
     results = ray.data.from_items(
         rows, override_num_blocks=math.ceil(len(rows) / fleet.batch)
     ).map_batches(

@@ -96,7 +96,10 @@ class _Item:
 
 
 class Tries:
-    """An actor that outlives workers: how often a batch, or a file of it, was begun."""
+    """An actor that outlives workers: how often a batch, or a file of it, was begun.
+
+    It forgets when its own machine dies; then a file has some tries more.
+    """
 
     def __init__(self) -> None:
         self._begun: Counter[str] = Counter()
@@ -147,12 +150,12 @@ class Worker:
 
     def _run(self, items: Sequence[_Item]) -> None:
         part = self._part(items)
+        self._take_back(part, items)
         if self._begun(part) == 1:
             for item in items:
                 self._read(item)
             self._do([item for item in items if not item.state], part)
             return
-        self._take_back(part, items)
         for item in items:
             part = self._part([item])
             self._take_back(part, [item])
