@@ -10,7 +10,9 @@ from percoedge.errors import UsageError
 __all__ = [
     "Parser",
     "add_bundle",
+    "add_fleet_options",
     "add_graphs",
+    "add_service_options",
     "add_stream_options",
     "engine_options",
     "positive",
@@ -87,3 +89,46 @@ def add_graphs(parser: Parser) -> None:
     parser.add_argument(
         "--graph", metavar="KIND", action="append", help="only this one (may be repeated)"
     )
+
+
+def add_service_options(parser: Parser) -> None:
+    """What the service is started with; those without a default have that of ServiceSettings."""
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
+    add("--port", type=int, default=8000, metavar="N", help="default: 8000; 0 for a free one")
+    add(
+        "--bundle",
+        action="append",
+        help="shipped name, directory or .zip; may be repeated, the first one encodes "
+        "(default: tiny)",
+    )
+    add("--backend", help="a name that doctor lists (default: auto)")
+    add("--lanes", type=positive, metavar="N", help="processes that run the codec (default: few)")
+    add("--threads", type=positive, metavar="N", help="CPU threads of a lane (default: its share)")
+    add("--in-process", action="store_true", default=None, help="lanes are threads: less memory")
+    add("--max-batch", type=positive, metavar="N", help="streams decoded together (default: 1)")
+    add("--batch-window-ms", type=float, metavar="MS", help="time to wait for others (default: 2)")
+    add("--max-queue", type=positive, metavar="N", help="requests that may wait (default: 64)")
+    add("--max-body-bytes", type=positive, metavar="N", help="refuse longer images (default: 2^26)")
+    add("--max-pixels", type=positive, metavar="N", help="refuse larger images (default: 2^26)")
+    add("--body-timeout-s", type=float, metavar="S", help="for a body to arrive (default: 10)")
+    add("--deadline-s", type=float, metavar="S", help="for an answer (default: 30)")
+    add("--drain-s", type=float, metavar="S", help="for answers after SIGTERM (default: 20)")
+    add(
+        "--cors-origin",
+        action="append",
+        metavar="ORIGIN",
+        help="of pages elsewhere that may call this service; may be repeated",
+    )
+
+
+def add_fleet_options(parser: Parser, source: str) -> None:
+    """What every job of a fleet takes, beside its codec."""
+    add = parser.add_argument
+    add("input", metavar="SRC", help=source)
+    add(*("-o", "--out", "--output"), dest="output", required=True, metavar="DST", help="likewise")
+    add("--force", action="store_true", help="make outputs again, and replace other files")
+    add("--address", metavar="RAY", help="of a cluster (default: $RAY_ADDRESS, else this machine)")
+    add("--workers", type=positive, metavar="N", help="processes (default: all there is room for)")
+    add("--gpus", type=float, metavar="X", help="of each worker, 0.5 for half a one (default: 1)")
+    add("--batch", type=positive, metavar="N", help="files at a time (default: up to 16)")

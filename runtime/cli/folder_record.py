@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from percoedge.errors import OutputError
 
-__all__ = ["RECORD_NAME", "FolderRecord", "State"]
+__all__ = ["RECORD_NAME", "FolderRecord", "State", "entry_from_line", "line_from_entry"]
 
 RECORD_NAME = "percoedge-outputs.jsonl"
 """Name of the record, in the folder of the images."""
@@ -85,12 +85,7 @@ class FolderRecord:
 
     def add(self, name: str, image: bytes, source_sha256: str) -> None:
         """Note, on the disk, an image that is about to be written. Raises OutputError."""
-        entry = {
-            "output": name,
-            "sha256": hashlib.sha256(image).hexdigest(),
-            "source_sha256": source_sha256,
-        }
-        line = json.dumps(entry).encode() + b"\n"
+        line = line_from_entry(name, image, source_sha256)
         with self._lock:
             descriptor = self._opened()
             try:
@@ -139,13 +134,9 @@ class FolderRecord:
             return
 
     def _take(self, line: bytes) -> None:
-        try:
-            entry = json.loads(line)
-            name, image, source = (entry[key] for key in ("output", "sha256", "source_sha256"))
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return
-        if all(isinstance(v, str) for v in (name, image, source)) and name in self._known:
-            self._known[name][image] = source
+        entry = entry_from_line(line)
+        if entry and entry[0] in self._known:
+            self._known[entry[0]][entry[1]] = entry[2]
 
     def __enter__(self) -> FolderRecord:
         return self
@@ -154,6 +145,28 @@ class FolderRecord:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def line_from_entry(name: str, image: bytes, source_sha256: str) -> bytes:
+    """The line of an image: its name and contents, and the hash of what it was made from."""
+    entry = {
+        "output": name,
+        "sha256": hashlib.sha256(image).hexdigest(),
+        "source_sha256": source_sha256,
+    }
+    return json.dumps(entry).encode() + b"\n"
+
+
+def entry_from_line(line: bytes) -> tuple[str, str, str] | None:
+    """Name, hash and hash of the source from a line; None where it makes no sense."""
+    try:
+        entry = json.loads(line)
+        name, image, source = (entry[key] for key in ("output", "sha256", "source_sha256"))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if all(isinstance(value, str) for value in (name, image, source)):
+        return name, image, source
+    return None
 
 
 def _plain_file(path: Path) -> BinaryIO:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
-from percoedge.errors import OutputError, UsageError
+from percoedge.errors import InputError, OutputError, UsageError
 from percoedge.runtime.files import STANDARD_STREAM
 
-__all__ = ["check_output", "output_name", "shown_name"]
+__all__ = ["check_output", "named_outputs", "output_name", "shown_name"]
 
 
 def output_name(given: str | None, source: str, suffix: str) -> str:
@@ -59,6 +60,26 @@ def check_output(name: str, source: str | None = None) -> None:
         raise OutputError(
             f"cannot write {name}: permission denied; choose a place that you may write to"
         )
+
+
+def named_outputs(
+    inputs: Iterable[str], suffix: str
+) -> tuple[dict[str, str], dict[str, InputError]]:
+    """Names of a folder's inputs with those of their outputs, and of inputs that share one."""
+    sharing: dict[str, list[str]] = {}
+    for name in sorted(inputs):
+        sharing.setdefault(str(PurePosixPath(name).with_suffix(suffix)), []).append(name)
+    outputs = {names[0]: output for output, names in sharing.items() if len(names) == 1}
+    clashes = {
+        name: InputError(
+            f"expected files of different names, got {' and '.join(map(repr, names))}, whose "
+            f"outputs would all be {output!r}; rename them"
+        )
+        for output, names in sharing.items()
+        for name in names
+        if len(names) > 1
+    }
+    return outputs, clashes
 
 
 def shown_name(name: str, standard: str) -> str:

@@ -15,7 +15,9 @@ from percoedge.errors import UsageError
 from percoedge.runtime.cli.arguments import (
     Parser,
     add_bundle,
+    add_fleet_options,
     add_graphs,
+    add_service_options,
     add_stream_options,
     engine_options,
     positive,
@@ -123,6 +125,9 @@ def make_parser() -> Parser:
     _add_compare(commands)
     _add_bench(commands)
     _add_serve(commands)
+    _add_fleet_commands(
+        commands.group("fleet", "decode or encode millions of files on Ray: needs percoedge[fleet]")
+    )
     commands.add("doctor", "check this installation and say what works here", ("doctor", "doctor"))
     _add_bundle_commands(commands.group("bundle", "check or pack a bundle of models"))
     return parser
@@ -137,18 +142,23 @@ def _add_encode(commands: _Commands) -> None:
     encode.add_argument("input", metavar="IN", help="JPEG, PNG, WebP or AVIF; - for stdin")
     _add_output(encode, "default: IN with the suffix .pco; - for stdout", "-o", "--output")
     encode.add_argument("--caption", default="", metavar="TEXT", help="stored, up to 1 KiB")
-    encode.add_argument(
+    _add_rate(encode)
+    encode.add_argument("--bare", action="store_true", help="no magic, fingerprint and checksum")
+
+
+def _add_rate(parser: Parser) -> None:
+    """How an image becomes a stream."""
+    parser.add_argument(
         "--schedule",
         metavar="NAME",
         help="uniform, checkerboard, quincunx, qlds-4, qlds-8, qlds-12 or var (default: bundle's)",
     )
-    rate = encode.add_mutually_exclusive_group()
+    rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--passes", type=positive, metavar="N", help="send the first N passes only")
     rate.add_argument(
         "--bytes", type=positive, metavar="N", help="send the most passes that fit into N bytes"
     )
-    encode.add_argument("--seed", type=int, metavar="N", help="of the decoder's noise, sent along")
-    encode.add_argument("--bare", action="store_true", help="no magic, fingerprint and checksum")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the decoder's noise, sent along")
 
 
 def _add_decode(commands: _Commands) -> None:
@@ -173,12 +183,16 @@ def _add_decode(commands: _Commands) -> None:
         help="decode those of a folder again that are there, and replace other files",
     )
     decode.add_argument("--format", metavar="NAME", help="png, jpeg or webp, whatever OUT's suffix")
-    decode.add_argument(
-        "--steps", type=positive, metavar="N", help="more are finer and slower (1..255)"
-    )
-    decode.add_argument("--guidance", type=float, metavar="X", help="0..16; 1 is none")
-    decode.add_argument("--seed", type=int, metavar="N", help="of the noise, in place of the sent")
+    _add_decoding(decode)
     add_stream_options(decode, "decode what is left of")
+
+
+def _add_decoding(parser: Parser) -> None:
+    """How a stream becomes an image."""
+    add = parser.add_argument
+    add("--steps", type=positive, metavar="N", help="more are finer and slower (1..255)")
+    add("--guidance", type=float, metavar="X", help="0..16; 1 is none")
+    add("--seed", type=int, metavar="N", help="of the noise, in place of the sent")
 
 
 def _add_output(parser: Parser, help: str, *names: str) -> None:
@@ -336,35 +350,26 @@ def _add_serve(commands: _Commands) -> None:
         "serve", "answer HTTP requests, and serve a page to try the codec", ("serve", "serve")
     )
     serve.epilog = (
-        "The environment variable PERCOEDGE_TOKEN holds a bearer token that requests must carry."
+        "Needs: pip install 'percoedge[serve]'. The environment variable PERCOEDGE_TOKEN holds a "
+        "bearer token that requests must carry."
     )
-    add = serve.add_argument
-    add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
-    add("--port", type=int, default=8000, metavar="N", help="default: 8000; 0 for a free one")
-    add(
-        "--bundle",
-        action="append",
-        help="shipped name, directory or .zip; may be repeated, the first one encodes "
-        "(default: tiny)",
+    add_service_options(serve)
+
+
+def _add_fleet_commands(actions: _Commands) -> None:
+    decode = actions.add(
+        *("decode", "decode every .pco file of a folder or address", ("fleet", "decode")),
+        *(engine_options(), size_options()),
     )
-    add("--backend", help="a name that doctor lists (default: auto)")
-    add("--lanes", type=positive, metavar="N", help="processes that run the codec (default: few)")
-    add("--threads", type=positive, metavar="N", help="CPU threads of a lane (default: its share)")
-    add("--in-process", action="store_true", default=None, help="lanes are threads: less memory")
-    add("--max-batch", type=positive, metavar="N", help="streams decoded together (default: 1)")
-    add("--batch-window-ms", type=float, metavar="MS", help="time to wait for others (default: 2)")
-    add("--max-queue", type=positive, metavar="N", help="requests that may wait (default: 64)")
-    add("--max-body-bytes", type=positive, metavar="N", help="refuse longer images (default: 2^26)")
-    add("--max-pixels", type=positive, metavar="N", help="refuse larger images (default: 2^26)")
-    add("--body-timeout-s", type=float, metavar="S", help="for a body to arrive (default: 10)")
-    add("--deadline-s", type=float, metavar="S", help="for an answer (default: 30)")
-    add("--drain-s", type=float, metavar="S", help="for answers after SIGTERM (default: 20)")
-    add(
-        "--cors-origin",
-        action="append",
-        metavar="ORIGIN",
-        help="of pages elsewhere that may call this service; may be repeated",
+    add_fleet_options(decode, "folder or address (s3://, gs://, file://) of .pco files")
+    decode.add_argument("--format", metavar="NAME", help="png, jpeg or webp (default: png)")
+    _add_decoding(decode)
+    encode = actions.add(
+        *("encode", "encode every image of a folder or address", ("fleet", "encode")),
+        *(engine_options(), size_options()),
     )
+    add_fleet_options(encode, "folder or address (s3://, gs://, file://) of images")
+    _add_rate(encode)
 
 
 def _add_bundle_commands(actions: _Commands) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from percoedge import Codec
@@ -56,30 +60,81 @@ def test_a_lane_that_is_killed_loses_no_request(
 
 
 @pytest.mark.slow
-def test_hostile_bodies_are_refused_and_never_break_anything(live: Live, codec: Codec) -> None:
-    ours = codec.bundle.fingerprint
-    bodies = [path.read_bytes() for path in CORPUS[::2]]
-    for data in list(bodies):  # as if this bundle had made them, so that lanes meet them
-        try:
-            stream = unpack(data)
-        except StreamError:
-            continue
-        bodies.append(pack(stream.header, stream.tokens, ours))
-    bodies += [b"\0", bytes(1000), b"\x50\xc0", b"\x89PNG\r\n\x1a\n" + bytes(100)]
-    answered: dict[int, int] = {}
-    for number, data in enumerate(bodies):
-        paths = ["/v1/decode", "/v1/decode?cut=true", "/v1/info", "/v1/info?cut=true"]
-        if number % 10 == 0:
-            paths += ["/v1/progressive", "/v1/encode"]
-        for path in paths:
-            kind = {"Content-Type": "application/octet-stream"}
-            reply = live.client.post(path, content=data, headers=kind)
-            answered[reply.status_code] = answered.get(reply.status_code, 0) + 1
-            assert reply.status_code < 500, (path, data[:40], reply.text)
-            if reply.status_code >= 400:
-                assert reply.headers["content-type"] == "application/problem+json"
-    assert set(answered) == {200, 409, 422}
+def test_lanes_that_are_killed_under_load_lose_no_request(
+    live: Live, codec: Codec, streams: list[bytes]
+) -> None:
+    dispatcher, lane = live.service.dispatcher, live.service.lanes[0]
+    expected = [codec.decode(data) for data in streams]
+    enough = threading.Event()
+    answers: list[tuple[int, httpx.Response]] = []
+
+    def ask(number: int) -> None:
+        while not enough.is_set():
+            answers.append((number, decode(live, streams[number])))
+
+    killed = []
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(ask, number) for number in range(4)]
+        for _ in range(3):
+            answered = len(answers)
+            wait_for(lambda answered=answered: len(answers) >= answered + 20)  # type: ignore[misc]
+            killed.append(lane.pid or 0)  # none of their requests is hit twice
+            os.kill(killed[-1], signal.SIGKILL)
+            wait_for(lambda: lane.pid not in killed)
+        enough.set()
+        for client in clients:
+            client.result()
+    assert {answer.status_code for _, answer in answers} == {200}
+    for number, answer in answers:
+        difference = np.abs(
+            np.asarray(image_of(answer.content), int) - np.asarray(expected[number], int)
+        )
+        assert difference.max() <= 8  # some were decoded in batches
+    assert dispatcher.healthy
+
+
+def hostile_bodies(codec: Codec, count: int) -> list[bytes]:
+    """The corpus as it is, and damaged; half of it as if this bundle had made it."""
+    chance = random.Random(0)
+    bodies = [b"\0", bytes(1000), b"\x50\xc0", b"\x89PNG\r\n\x1a\n" + bytes(100)]
+    bodies += [path.read_bytes() for path in CORPUS]
+    while len(bodies) < count:
+        data = bytearray(chance.choice(CORPUS).read_bytes())
+        for _ in range(chance.randrange(4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        del data[chance.choice((len(data), chance.randrange(1, len(data) + 1))) :]
+        with contextlib.suppress(StreamError):  # so that lanes meet it, with a right checksum
+            stream = unpack(bytes(data), bare=True, cut=True)
+            data = bytearray(pack(stream.header, stream.tokens, codec.bundle.fingerprint))
+        bodies.append(bytes(data))
+    return bodies
+
+
+@pytest.mark.slow
+def test_hostile_bodies_are_refused_and_never_break_anything(
+    live: Live, codec: Codec, streams: list[bytes]
+) -> None:
+    restarts = live.service.dispatcher.restarts
+    paths = ("/v1/decode", "/v1/decode?cut=true", "/v1/info", "/v1/progressive", "/v1/encode")
+    good = decode(live, streams[0]).content
+
+    def ask(number: int, data: bytes) -> int:
+        kind = {"Content-Type": "application/octet-stream"}
+        path = paths[number % len(paths)]
+        reply = live.client.post(path, content=data, headers=kind)
+        assert reply.status_code < 500, (path, data[:40], reply.text)
+        if reply.status_code >= 400:
+            assert reply.headers["content-type"] == "application/problem+json"
+        if number % 20 == 0:
+            assert decode(live, streams[0]).content == good
+        return reply.status_code
+
+    bodies = hostile_bodies(codec, 300)
+    with ThreadPoolExecutor(4) as pool:
+        answered = set(pool.map(ask, range(len(bodies)), bodies))
+    assert answered <= {200, 409, 413, 422} and {200, 422} <= answered
     assert live.service.dispatcher.healthy
+    assert live.service.dispatcher.restarts == restarts
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x50\xc0\x01"])

@@ -34,12 +34,13 @@ from percoedge.errors import InputError, OutputError, PercoedgeError, UsageError
 from percoedge.runtime.cli.console import Console
 from percoedge.runtime.cli.folder_record import FolderRecord, State
 from percoedge.runtime.cli.folder_run import FolderRun, Pair, writing
+from percoedge.runtime.cli.outputs import named_outputs
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.files import STANDARD_STREAM, atomic_write, read_bytes
 from percoedge.runtime.images import READ_SUFFIXES, format_of, suffix_of, write_image
 from percoedge.runtime.settings import Settings
 
-__all__ = ["REPORT_NAME", "decode_folder"]
+__all__ = ["REPORT_NAME", "decode_folder", "stream_sha256"]
 
 REPORT_NAME = "percoedge-bad.jsonl"
 """In the output folder: one JSON object, file and error, for every stream that was not decoded."""
@@ -220,14 +221,16 @@ class _Work:
 
     def _made_from(self, data: bytes) -> str:
         """Hash (hexadecimal) of all that an image depends on: bundle, settings, stream."""
-        settings, options = self.settings, self.options
-        choices = [
-            *(settings.steps, settings.guidance, settings.seed),
-            *(options.bare, options.cut, self.kind),
-        ]
-        digest = hashlib.sha256(encode_manifest(settings.bundle.manifest))
-        digest.update(json.dumps(choices).encode() + b"\n" + data)
-        return digest.hexdigest()
+        options = self.options
+        return stream_sha256(self.settings, data, self.kind, bare=options.bare, cut=options.cut)
+
+
+def stream_sha256(settings: Settings, data: bytes, kind: str, *, bare: bool, cut: bool) -> str:
+    """Hash (hexadecimal) of all that an image of format ``kind`` depends on."""
+    choices = [settings.steps, settings.guidance, settings.seed, bare, cut, kind]
+    digest = hashlib.sha256(encode_manifest(settings.bundle.manifest))
+    digest.update(json.dumps(choices).encode() + b"\n" + data)
+    return digest.hexdigest()
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -263,20 +266,7 @@ def _named_outputs(source: Path, suffix: str) -> tuple[dict[str, str], dict[str,
         raise InputError(f"cannot read {source}: {error.strerror or error}") from error
     if not found:
         raise InputError(f"expected {_SUFFIX} files in {source}, found none; name their folder")
-    streams: dict[str, list[str]] = {}
-    for name in sorted(found):
-        streams.setdefault(f"{Path(name).stem}{suffix}", []).append(name)
-    outputs = {names[0]: output for output, names in streams.items() if len(names) == 1}
-    clashes = {
-        name: InputError(
-            f"expected streams of different names, got {' and '.join(map(repr, names))}, whose "
-            f"images would all be {output!r}; rename them"
-        )
-        for output, names in streams.items()
-        for name in names
-        if len(names) > 1
-    }
-    return outputs, clashes
+    return named_outputs(found, suffix)
 
 
 def _division(options: Namespace) -> tuple[int, int | None]:
