@@ -184,6 +184,9 @@ def _published(family: str, arguments: Sequence[str]) -> Bundle:
         variants=("fp16",) if args.fp16_only else tuple(DTYPES),
         rounded=not args.full_precision,
     )
+    for kind, psnr_db in bundle.manifest.provenance.get("int8_psnr_db", {}).items():
+        kept = "int8" in bundle.manifest.graphs[kind].variants
+        print(f"{kind}: int8 {'kept' if kept else 'left out'}, {psnr_db} dB from fp32")
     if not args.skip_parity:
         if args.full_precision:  # the export left the weights rounded
             codec = FAMILIES[family].load(args)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +23,8 @@ from percoedge.export.models.percov2.family import Family
 from percoedge.export.models.percov2.sampling import sample
 
 Channels = NDArray[np.float32]
+Extremes = list[tuple[Channels, ...]]
+"""Low and high in, low and high out, (pictures,channels) each, for every run."""
 
 _PICTURES = 4
 _FLAT_TOKENS = 8  # a side
@@ -54,31 +57,39 @@ def layer_ranges(family: Family, config: Config, seed: int = 0) -> Mapping[str, 
     tokens = _tokens(family, config, generator)
     made_up = _extremes(family, config, tokens, generator)
     flat = _extremes(family, config, _flat_tokens(family, config), generator)
-    return {name: _range(made_up[name], flat[name]) for name in made_up}
+    return {name: range_of(made_up[name], flat[name]) for name in made_up}
 
 
 def _extremes(
     family: Family, config: Config, tokens: Tensor, generator: torch.Generator
-) -> Mapping[str, list[tuple[Channels, ...]]]:
-    """What `_observe` notes of each layer while pictures of tokens (n,h,w) are decoded."""
-    seen: dict[str, list[tuple[Channels, ...]]] = {}
-    hooks = [
-        module.register_forward_hook(partial(_observe, seen.setdefault(name, [])))
-        for name, module in family.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
-    ]
-    try:
+) -> Mapping[str, Extremes]:
+    """What `watched` notes of each layer while pictures of tokens (n,h,w) are decoded."""
+    with watched(family) as seen:
         for latent in _latents(family, config, tokens, generator):
             family.vae.decode(latent)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {name: extremes for name, extremes in seen.items() if extremes}
 
 
-def _observe(
-    seen: list[tuple[Channels, ...]], module: nn.Module, inputs: tuple[Tensor], output: Tensor
-) -> None:
+@contextmanager
+def watched(module: nn.Module) -> Iterator[Mapping[str, Extremes]]:
+    """Note smallest and largest of what goes into layers and comes out, while the ``with`` lasts.
+
+    By name of the linear or convolutional layer; empty for those that did not run.
+    """
+    seen: dict[str, Extremes] = {}
+    hooks = [
+        layer.register_forward_hook(partial(_observe, seen.setdefault(name, [])))
+        for name, layer in module.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _observe(seen: Extremes, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
     """Note smallest and largest, in and out, of each picture and channel: (n,channels) each."""
     axis = 1 if isinstance(module, nn.Conv2d) else -1
     extremes: list[Channels] = []
@@ -88,7 +99,7 @@ def _observe(
     seen.append(tuple(extremes))
 
 
-def _range(made_up: list[tuple[Channels, ...]], flat: list[tuple[Channels, ...]]) -> LayerRange:
+def range_of(made_up: Extremes, flat: Extremes) -> LayerRange:
     """Ends of a layer's range; entries may be of one picture or for all."""
     columns = [np.concatenate(column) for column in zip(*made_up, strict=True)]
     widest = [np.concatenate(column) for column in zip(*flat, strict=True)]

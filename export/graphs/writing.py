@@ -14,6 +14,8 @@ from percoedge.engines.comparison import example_feeds
 from percoedge.engines.contract import TensorSpec
 from percoedge.export.exact.graph import entropy_graphs
 from percoedge.export.exact.integers import IntegerMim
+from percoedge.export.graphs.costs import with_costs_of
+from percoedge.export.graphs.int8_linear import with_int8_linear
 from percoedge.export.graphs.modules import DTYPES
 from percoedge.export.graphs.onnx_files import OPSET, WeightFile, trace, write_program
 from percoedge.export.models.exportable import Exportable, GraphPlan, in_precision
@@ -90,12 +92,15 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle of a codec that has no entropy model of its own; see ``write_graphs``.
 
+    What its variants in 8 bits are worth stands in the provenance (``with_int8_linear``).
+
     Raises BundleError when a file cannot be described.
     """
     out.mkdir(parents=True, exist_ok=True)
     size = codec.codec.codebook_size
     graphs = write_graphs(codec.module, codec.plans, size, out, variants, rounded=rounded)
-    return write_manifest(
+    graphs, psnr_db = with_int8_linear(graphs, codec.module, codec.plans, size, out)
+    bundle = write_manifest(
         out,
         name=name or codec.name,
         family=codec.family,
@@ -103,5 +108,6 @@ def write_bundle(
         codec=codec.codec,
         graphs=graphs,
         licence=codec.licence,
-        provenance=codec.provenance,
+        provenance={**codec.provenance, **({"int8_psnr_db": psnr_db} if psnr_db else {})},
     )
+    return with_costs_of(bundle, plans=codec.plans, module=codec.module)

@@ -28,6 +28,7 @@ class GraphPlan:
     Graphs with the same ``weights`` share that file. ``traced``: sizes of the symbolic axes when it
     is traced. ``guarded``: see ``trace``. ``pixel_bytes``: see ``Graph`` of the manifest.
     ``whole``: cells a side of what the graph fills up inside; costs are those of grids of such.
+    ``int8``: beginnings of the names of linear layers that multiply bytes in a variant for CPUs.
     """
 
     build: Callable[[Any, torch.dtype], nn.Module]
@@ -41,6 +42,7 @@ class GraphPlan:
     guarded: bool = True
     pixel_bytes: int | None = None
     whole: int = 1
+    int8: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

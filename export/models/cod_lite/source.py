@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from percoedge.engines.contract import TensorSpec
 from percoedge.export.models.cod_lite.checkpoint import load_network
 from percoedge.export.models.cod_lite.config import Config, read_config
 from percoedge.export.models.cod_lite.graphs import Codec, DecoderGraph, EncoderGraph
+from percoedge.export.models.cod_lite.layers import WINDOW
 from percoedge.export.models.cod_lite.network import Network
 from percoedge.export.models.exportable import Exportable, GraphPlan
 
@@ -51,34 +53,11 @@ def exportable(
 ) -> Exportable:
     """What a bundle needs of a network; its encoder and token decoder are taken over."""
     stride = config.stride
-    image = TensorSpec("image", "uint8", ("n", f"{stride}*h", f"{stride}*w", 3))
-    tokens = TensorSpec("tokens", "int32", ("n", "h", "w"))
     return Exportable(
         family="cod-lite",
         name=f"cod-lite-{config.rate_bpp:.4f}".replace(".", "_"),
         module=Codec.of(network, config),
-        plans={
-            "encoder": GraphPlan(
-                EncoderGraph,
-                (image,),
-                (tokens,),
-                "encoder.weights",
-                ("encoder",),
-                traced=_TRACED,
-                guarded=False,
-                pixel_bytes=_ENCODER_PIXEL_BYTES,
-            ),
-            "decoder": GraphPlan(
-                DecoderGraph,
-                (tokens,),
-                (image,),
-                "decoder.weights",
-                ("tokens", "denoiser"),
-                traced=_TRACED,
-                guarded=False,
-                pixel_bytes=_DECODER_PIXEL_BYTES,
-            ),
-        },
+        plans=graph_plans(config),
         codec=CodecConstants(
             stride=stride,
             codebook_size=config.codebook_size,
@@ -89,6 +68,45 @@ def exportable(
         licence=LICENCE,
         provenance=provenance or {},
     )
+
+
+def graph_plans(config: Config) -> dict[str, GraphPlan]:
+    """The graphs of a codec by kind."""
+    stride = config.stride
+    image = TensorSpec("image", "uint8", ("n", f"{stride}*h", f"{stride}*w", 3))
+    tokens = TensorSpec("tokens", "int32", ("n", "h", "w"))
+    return {
+        "encoder": GraphPlan(
+            EncoderGraph,
+            (image,),
+            (tokens,),
+            "encoder.weights",
+            ("encoder",),
+            traced=_TRACED,
+            guarded=False,
+            pixel_bytes=_ENCODER_PIXEL_BYTES,
+            whole=WINDOW,
+        ),
+        "decoder": GraphPlan(
+            DecoderGraph,
+            (tokens,),
+            (image,),
+            "decoder.weights",
+            ("tokens", "denoiser"),
+            traced=_TRACED,
+            guarded=False,
+            pixel_bytes=_DECODER_PIXEL_BYTES,
+            whole=WINDOW,
+            int8=tuple(_in_bytes(config)),
+        ),
+    }
+
+
+def _in_bytes(config: Config) -> Iterator[str]:
+    """The layers on patches: most of the work, and none of them looks at the whole picture."""
+    for block in range(config.blocks):
+        for layer in ("first", "second", "up", "down"):
+            yield f"denoiser.blocks.{block}.{layer}"
 
 
 def _language(network: Network) -> str:

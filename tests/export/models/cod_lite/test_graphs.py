@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import binascii
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from percoedge import Codec as Runtime
-from percoedge.engines.bundle import Bundle
+from percoedge.engines.bundle import Bundle, GraphFiles
 from percoedge.export import bundle as command
+from percoedge.export.graphs import int8_linear
 from percoedge.export.models.cod_lite.checkpoint import load_network
 from percoedge.export.models.cod_lite.config import Config
 from percoedge.export.models.cod_lite.graphs import Codec, DecoderGraph, EncoderGraph
+from percoedge.export.models.cod_lite.source import graph_plans
 from percoedge.runtime.images.metrics import psnr_db
 
 # Made by the published classes (github.com/microsoft/GenCodec, commit c49eb0d) with the weights of
@@ -212,3 +219,62 @@ def test_the_manifest_says_what_a_decode_needs(exported: tuple[Codec, Bundle]) -
     assert manifest.codec.encoder_margin is manifest.codec.decoder_margin is None
     assert manifest.licence.startswith("MIT, Copyright (c) 2025 Microsoft")
     assert len(manifest.provenance["checkpoint_sha256"]) == 64
+
+
+@pytest.mark.slow
+def test_layers_on_patches_multiply_bytes_where_the_picture_stays(
+    exported: tuple[Codec, Bundle],
+) -> None:
+    bundle = exported[1]
+    decoder = bundle.manifest.graphs["decoder"].variants
+    assert bundle.manifest.provenance["int8_psnr_db"]["decoder"] >= 40
+    assert decoder["int8"].data == decoder["fp32"].data
+    assert "int8" not in bundle.manifest.graphs["encoder"].variants
+    model = onnx.load_from_string(bundle.read("decoder", "int8").model)
+    assert [node.op_type for node in model.graph.node].count("MatMulIntegerToFloat") == 4
+    pixels = photo(61, 90)
+    with Runtime.load(bundle, "onnxruntime-cpu:fp32") as exact, Runtime.load(bundle) as fast:
+        data = exact.encode(pixels)
+        pictures = [np.asarray(runtime.decode(data)) for runtime in (exact, fast)]
+    assert 40 <= psnr_db(*pictures) < 90
+
+
+@pytest.mark.slow
+def test_bytes_that_change_the_picture_are_left_out(
+    exported: tuple[Codec, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, bundle = exported
+    files = shutil.copytree(bundle.path, tmp_path / "copy")
+    plans = {"decoder": graph_plans(codec.config)["decoder"]}
+    graph = bundle.manifest.graphs["decoder"]
+    given = GraphFiles(
+        graph.input_specs,
+        graph.output_specs,
+        {"fp32": tuple(record.file for record in graph.variants["fp32"].files)},
+    )
+    monkeypatch.setattr(int8_linear, "LEAST_PSNR_DB", 1000.0)
+    graphs, found = int8_linear.with_int8_linear({"decoder": given}, codec, plans, 256, files)
+    assert graphs == {"decoder": given}
+    assert 40 < found["decoder"] < 1000
+    assert not (files / "decoder.int8.onnx").exists()
+
+
+@pytest.mark.slow
+def test_costs_are_those_of_whole_windows_of_attention(exported: tuple[Codec, Bundle]) -> None:
+    codec, bundle = exported
+    cost = bundle.manifest.graphs["decoder"].cost
+    assert cost is not None
+    tokens = torch.zeros(2, 32, 96, dtype=torch.int32)
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with FakeTensorMode(allow_non_fake_inputs=True), plain, torch.no_grad():
+        graph = DecoderGraph(codec, torch.float32)
+        with FlopCounterMode(display=False) as counter:
+            graph(tokens)
+    sizes = {"n": 2, "h": 32, "w": 96}
+    assert cost.operations("fp32", sizes) == (counter.get_total_flops(), 0)
+    block = exported[0].denoiser.blocks[0]
+    layers = (block.first, block.second, block.up, block.down)
+    weights = sum(layer.weight.numel() for layer in layers)
+    assert cost.int8_weights == weights
+    assert cost.operations("int8", sizes)[1] == 2 * 2 * 32 * 96 * weights
+    assert bundle.manifest.graphs["encoder"].cost is not None
