@@ -53,6 +53,8 @@ class Fleet:
 
     def settled(self, files: int) -> Fleet:
         """With a number for every None. Raises UsageError where the cluster has no room at all."""
+        if self.gpus is not None and not 0 <= self.gpus < math.inf:
+            raise UsageError(f"expected GPUs of a worker to be 0 or more, got {self.gpus}")
         room = ray.cluster_resources()
         gpus = self.gpus
         if gpus is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +64,20 @@ class Place:
 
         There are none where it does not exist. Raises InputError.
         """
-        selector = fs.FileSelector(self._path(folder), recursive=True, allow_not_found=True)
+        path = self._path(folder)
         try:
-            found = self.files.get_file_info(selector)
+            found = list(_walked(path)) if self.is_local else self._listed(path)
         except (ArrowException, OSError) as error:
             raise InputError(f"cannot read {self._shown(folder)}: {error}") from error
-        return sorted(info.path[len(self.root) + 1 :] for info in found if info.is_file)
+        names = sorted(each[len(self.root) + 1 :] for each in found)
+        for name in names:
+            if not name.isascii() and name.encode(errors="replace").decode() != name:
+                raise InputError(f"expected names in UTF-8, got {name!r}; rename that file")
+        return names
+
+    def _listed(self, path: str) -> list[str]:
+        selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
+        return [info.path for info in self.files.get_file_info(selector) if info.is_file]
 
     def read(self, name: str, limit_bytes: int) -> bytes:
         """The contents of a file. Raises InputError, also where it is longer than that."""
@@ -123,3 +132,10 @@ class Place:
 
     def _shown(self, name: str) -> str:
         return f"{self.shown.rstrip('/')}/{name}" if name else self.shown
+
+
+def _walked(path: str) -> Iterator[str]:
+    """Files in a folder, and in those inside; links to folders, which may lead back, are none."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            yield f"{folder}/{name}"

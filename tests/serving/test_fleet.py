@@ -19,7 +19,7 @@ pytest.importorskip("ray.data", reason="without fleets: pip install '.[fleet]'")
 
 from pyarrow import fs  # noqa: E402
 
-from percoedge import Codec, OutputError, UsageError  # noqa: E402
+from percoedge import Codec, InputError, OutputError, UsageError  # noqa: E402
 from percoedge.runtime.cli.commands.folder import REPORT_NAME  # noqa: E402
 from percoedge.runtime.cli.folder_record import RECORD_NAME  # noqa: E402
 from percoedge.runtime.cli.main import main  # noqa: E402
@@ -264,6 +264,17 @@ def test_a_place_holds_whole_files(tmp_path: Path, local: bool) -> None:
     place.remove("a/b.pco")
     place.remove("a/b.pco")
     assert place.names() == []
+
+
+def test_names_are_found_once_and_in_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "a.pco").touch()
+    (tmp_path / "back").symlink_to(tmp_path)
+    place = Place.named(str(tmp_path))
+    assert place.names() == ["a.pco"]
+    with open(os.fsencode(tmp_path) + b"/\xff.pco", "wb"):
+        pass
+    with pytest.raises(InputError, match="UTF-8"):
+        place.names()
 
 
 def test_an_unknown_address_is_refused() -> None:

@@ -1,0 +1,1 @@
+"""The service and fleets measured: ``python -m benchmarks.serving``."""
