@@ -110,10 +110,11 @@ def cluster(address: str | None) -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # ConnectionError, RuntimeError, ValueError, and Exception too
+            where = f"to be at {address}" if address else "to start here"
             raise EngineError(
-                f"expected a Ray cluster at {address or 'this machine'}, got none ({error}); see "
-                "'ray status'"
+                f"expected a Ray cluster {where}, got none ({error}); see 'ray status', or try "
+                "again on a machine with less to do"
             ) from error
         try:
             yield

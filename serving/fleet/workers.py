@@ -83,11 +83,15 @@ class Job:
 
 @dataclass
 class _Item:
-    """A file of a batch; known: hashes of outputs of its name and of their sources."""
+    """A file of a batch; known: hashes of outputs of its name and of their sources.
+
+    mine: hashes of those that this run has written, before a process died.
+    """
 
     name: str
     output: str
     known: dict[str, str]
+    mine: set[str] = field(default_factory=set)
     data: bytes = b""
     source_sha256: str = ""
     contents: bytes = b""
@@ -191,31 +195,36 @@ class Worker:
                 entry = entry_from_line(line)
                 if entry and entry[0] in by_output:
                     by_output[entry[0]].known[entry[1]] = entry[2]
+                    by_output[entry[0]].mine.add(entry[1])
 
     def _read(self, item: _Item) -> None:
         limit_bytes = MAX_STREAM_BYTES if self._job.decodes else _MAX_IMAGE_BYTES
         try:
             item.data = self._job.source.read(item.name, limit_bytes)
             item.source_sha256 = self._job.source_sha256(self._bundle, item.data)
-            if self._is_current(item):
-                item.state = "kept"
+            item.state = self._state(item)
         except Exception as error:  # of this file: the others are done all the same
             item.state, item.error = "bad", error
 
-    def _is_current(self, item: _Item) -> bool:
-        """Whether the output is there. Raises InputError where another file is."""
+    def _state(self, item: _Item) -> str:
+        """What the output is already; "" where it is to be made.
+
+        Raises InputError where another file is.
+        """
         there = self._job.target.sha256(item.output)
         if there is None:
-            return False
+            return ""
+        if there in item.mine:
+            return "done"
         if self._job.force and there != NO_PLAIN_FILE:
-            return False
+            return ""
         if there not in item.known:
             raise InputError(
                 f"cannot write {item.output}: expected no file, or one that was written here and "
                 "not changed since, got another one; move it, name another folder, or replace it "
                 "with --force"
             )
-        return item.known[there] == item.source_sha256
+        return "kept" if item.known[there] == item.source_sha256 else ""
 
     def _make(self, items: Sequence[_Item]) -> None:
         for group in self._groups(items):

@@ -195,7 +195,7 @@ def test_a_process_that_is_killed_loses_no_file_and_a_poisoned_one_is_set_aside(
     monkeypatch.setattr(jobs, "Worker", Mortal)
     code, record = run()
     assert flag.exists()
-    assert (code, record["bad"], record["done"] + record["kept"]) == (3, 1, COUNT - 1)
+    assert (code, counts(record)) == (3, (COUNT - 1, 0, 1))
     assert "end of their process" in reasons(tmp_path / "out")["8.pco"]
     monkeypatch.undo()
     os.chdir(tmp_path)

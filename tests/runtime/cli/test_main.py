@@ -221,6 +221,15 @@ class TestUsage:
         schedules = " ".join(run("encode", "--help").out.decode().split())
         assert f"{', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}" in schedules
 
+    def test_a_fleet_without_its_extra(self) -> None:
+        code = (
+            "import sys; sys.modules['ray'] = None; from percoedge.runtime.cli.main import main; "
+            "sys.exit(main(['fleet', 'decode', 'in', '--out', 'out']))"
+        )
+        result = fresh("-c", code)
+        assert result.returncode == 4
+        assert b"pip install 'percoedge[fleet]'" in result.stderr
+
     def test_version_loads_nothing(self) -> None:
         code = (
             "import sys; from percoedge.runtime.cli.main import main; main(['--version']); "
