@@ -25,7 +25,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.environment import report
@@ -43,9 +42,14 @@ _BACKENDS = {
 
 
 class Published:
-    """The authors' classes with the weights of a checkpoint."""
+    """The authors' classes with the weights of a checkpoint.
 
-    def __init__(self, folder: Path, checkpoint: Path, config: Path) -> None:
+    PyTorch is loaded here alone: its memory is not that of the other side.
+    """
+
+    def __init__(self, folder: Path, checkpoint: Path, config: Path, threads: int) -> None:
+        self._torch: Any = importlib.import_module("torch")
+        self._torch.set_num_threads(threads)
         sys.path.insert(0, str(folder))
         # their discriminator, which only trains, wants these
         for name in ("timm", "timm.data", "timm.data.constants", "torchvision"):
@@ -59,23 +63,24 @@ class Published:
         for name in ("fix_encoder", "net_ckpt_path", "pretrain_prefix"):
             arguments.pop(name, None)
         self._net: Any = models.OneStepCoD(**{"noise_level": 0.0, **arguments})
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        state = self._torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         self._net.load_state_dict({n.removeprefix("net."): t for n, t in state.items()})
         self._net.eval()
 
-    @torch.no_grad()
     def encode(self, pixels: Pixels) -> Any:
         """Pixels as the authors' list of bytes."""
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-        return self._net.compress(image)
+        image = self._torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+        with self._torch.no_grad():
+            return self._net.compress(image)
 
-    @torch.no_grad()
     def decode(self, stream: Any, height: int, width: int) -> Pixels:
         """The list of bytes as pixels."""
-        condition = self._net.decompress(stream, height, width, "cpu")
-        image = self._net.inference(torch.zeros(1, 3, height, width), cond=condition)
-        image = ((image + 1) * 127.5 + 0.5).clamp_(0, 255).to(torch.uint8)
-        pixels: Pixels = image[0].permute(1, 2, 0).contiguous().numpy()
+        torch = self._torch
+        with torch.no_grad():
+            condition = self._net.decompress(stream, height, width, "cpu")
+            image = self._net.inference(torch.zeros(1, 3, height, width), cond=condition)
+            image = ((image + 1) * 127.5 + 0.5).clamp_(0, 255).to(torch.uint8)
+            pixels: Pixels = image[0].permute(1, 2, 0).contiguous().numpy()
         return pixels
 
 
@@ -99,7 +104,7 @@ def sides(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name in names:
         if name == PUBLISHED:
-            made[name] = Published(args.published, args.checkpoint, args.config)
+            made[name] = Published(args.published, args.checkpoint, args.config, args.threads)
         else:
             made[name] = Codec.load(args.bundle, _BACKENDS[name], threads=args.threads)
     return made
@@ -126,7 +131,6 @@ def main() -> None:
     parser.add_argument("--only", help="encode and decode once with this side, and time nothing")
     parser.add_argument("--save", help="also write results/NAME.json")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     pixels = photo(*expect_size("--size", args.size, 4096))
     names = [PUBLISHED, *_BACKENDS]
     if args.only is not None:
