@@ -297,7 +297,7 @@ def test_text_is_what_diffusers_pipeline_makes_of_it(
             caption, None, None, do_classifier_free_guidance=False, max_sequence_length=20
         )
     engines = EngineSet(bundle, select("onnxruntime-cpu"), low_memory=True)
-    (condition,) = TextConditioner(engines).condition([[caption]])
+    condition = TextConditioner(engines).condition([caption])
     np.testing.assert_allclose(np.asarray(condition["text"]), text.numpy(), atol=1e-5)
     np.testing.assert_allclose(np.asarray(condition["pooled"]), pooled.numpy(), atol=1e-5)
 
