@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -47,6 +48,8 @@ def joined_processes() -> Iterator[None]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+        gc.collect()  # DistributedDataParallel holds threads of the group, and stands in cycles
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
