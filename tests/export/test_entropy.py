@@ -22,6 +22,8 @@ from percoedge.export.entropy import codebook_of, train_entropy
 from percoedge.export.graphs.writing import write_bundle
 from percoedge.export.models.exportable import Exportable, GraphPlan
 
+pytestmark = pytest.mark.slow
+
 _STRIDE = 8
 _MICRO = {
     "width = 128\nhidden = 512\nlayers = 4\nkernel = 7": (

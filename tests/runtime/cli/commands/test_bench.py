@@ -47,6 +47,7 @@ def test_a_matrix_on_the_real_bundle(run: Callable[..., tuple[int, str, str]]) -
     assert [len(case["times"]) for case in times] == [2]
 
 
+@pytest.mark.slow
 def test_graphs_and_layers_by_themselves(run: Callable[..., tuple[int, str, str]]) -> None:
     options = ("--steps", "1", "--backend", "onnxruntime-cpu", "--layers")
     code, out, _ = run("--json", *options)
