@@ -48,6 +48,9 @@ def _fastest() -> Coder:
     except ImportError:  # it has no wheels for Linux on ARM
         return PURE
     queue, categorical = stream.queue, stream.model.Categorical
+    # With its first array it imports from numpy, and an interrupt there is a panic: so it is here,
+    # where a module is being imported and interrupts wait.
+    queue.RangeDecoder(np.zeros(1, np.uint32))
     return Coder(queue.RangeEncoder, queue.RangeDecoder, categorical, np.float64)
 
 
