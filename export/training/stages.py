@@ -105,12 +105,11 @@ def train_codec(
     device = next(codec.parameters()).device
     trainer = Trainer(name, codec, stage, out, config.seed)
     at_one = int(stage.batch * stage.one_step_share)
-    positions = config.flow.pos_embed_max_size - stage.crop // config.codec.stride + 1
 
     def step(index: int, images: Tensor, rng: np.random.Generator) -> tuple[Tensor, Figures]:
         with torch.no_grad(), precision(device):
             latent = family.vae.encode(images).float()
-        family.flow.place((int(rng.integers(positions)), int(rng.integers(positions))))
+        place_at_random(family, config, stage, rng)
         noise = torch.randn_like(latent)
         t = torch.sigmoid(torch.randn(len(latent), device=device) + 0.5)
         t[:at_one] = 1.0
@@ -140,6 +139,14 @@ def train_codec(
     if not trainer.finished():
         trainer.run(step, crops_of(stage, photos, config.seed), validate)
     family.flow.place(None)
+
+
+def place_at_random(
+    family: Family, config: Config, stage: StageConfig, rng: np.random.Generator
+) -> None:
+    """Move the flow's window into its table of positions to where a crop may lie."""
+    positions = config.flow.pos_embed_max_size - stage.crop // config.codec.stride + 1
+    family.flow.place((int(rng.integers(positions)), int(rng.integers(positions))))
 
 
 def perplexity(usage: Tensor) -> Tensor:

@@ -27,7 +27,13 @@ from percoedge.export.training.discriminator import (
 )
 from percoedge.export.training.features import Features, feature_distance, shifted
 from percoedge.export.training.losses import pixel_loss, psnr
-from percoedge.export.training.stages import crops_of, decode_figures, freeze, perplexity
+from percoedge.export.training.stages import (
+    crops_of,
+    decode_figures,
+    freeze,
+    perplexity,
+    place_at_random,
+)
 from percoedge.export.training.stages_mim import masked_at_random
 from percoedge.export.training.trainer import Figures, Trainer
 
@@ -191,14 +197,6 @@ def rate(
     near = torch.softmax(family.quantizer.cosines(codes[hidden]) / _NEARNESS, dim=-1)
     price = -(near * F.log_softmax(logits.detach(), dim=-1)).sum(-1).mean()
     return price, F.cross_entropy(logits, tokens[hidden])
-
-
-def place_at_random(
-    family: Family, config: Config, stage: StageConfig, rng: np.random.Generator
-) -> None:
-    """Move the flow's window into its table of positions to where a crop may lie."""
-    positions = config.flow.pos_embed_max_size - stage.crop // config.codec.stride + 1
-    family.flow.place((int(rng.integers(positions)), int(rng.integers(positions))))
 
 
 @torch.no_grad()
