@@ -22,7 +22,7 @@ from percoedge.engines.bundle import Bundle
 from percoedge.errors import EngineError
 from percoedge.runtime.bench.case import Case, Limits
 from percoedge.runtime.bench.worker import encode_in_process, measure_in_process
-from percoedge.runtime.tiles import batch_parts
+from percoedge.runtime.tiling.tiles import batch_parts
 
 _MIB = 1 << 20
 

@@ -24,7 +24,7 @@ from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.entropy import DecodedTokens, entropy_codec
 from percoedge.runtime.flow import decode_latent, noise, sample
 from percoedge.runtime.settings import Settings, schedule_of
-from percoedge.runtime.tiles import batch_parts, context_tiles, grid_of, slice_of
+from percoedge.runtime.tiling.tiles import batch_parts, context_tiles, grid_of, slice_of
 
 __all__ = [
     "Batch",

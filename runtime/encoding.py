@@ -13,7 +13,7 @@ from percoedge.errors import UsageError
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.entropy import Tokens, entropy_codec
 from percoedge.runtime.settings import schedule_of
-from percoedge.runtime.tiles import context_tiles, grid_of
+from percoedge.runtime.tiling.tiles import context_tiles, grid_of
 
 __all__ = ["encode", "encode_within", "tokens_from_pixels"]
 

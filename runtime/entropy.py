@@ -20,7 +20,7 @@ from percoedge.bitstream.schedules import pass_count, pass_table, passes
 from percoedge.engines.contract import Buffer, Engine
 from percoedge.errors import StreamError, UsageError
 from percoedge.runtime.engine_set import EngineSet
-from percoedge.runtime.tiles import Tile, grid_tiles
+from percoedge.runtime.tiling.tiles import Tile, grid_tiles
 
 __all__ = ["DecodedTokens", "EntropyCodec", "Tokens", "entropy_codec"]
 

@@ -2,7 +2,7 @@
 
 What is larger than a tile is sampled on overlapping tiles whose results are blended in latent space
 after every step, so that seams cannot form; the memory needed is that of a few tiles and of two
-latents. On a device, all of that stays there and is queued without waiting: see ``device_tiles``.
+latents. On a device, all of that stays there and is queued without waiting: see ``tiling.device``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import Buffer, Engine
 from percoedge.errors import BackendError
-from percoedge.runtime.device_tiles import Axis, DeviceTiling, cut_feeds
-from percoedge.runtime.tiles import Tile, context_tiles, overlapping_tiles, ramp
+from percoedge.runtime.tiling.device import Axis, DeviceTiling, cut_feeds
+from percoedge.runtime.tiling.tiles import Tile, context_tiles, overlapping_tiles, ramp
 
 __all__ = ["decode_latent", "noise", "sample"]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from percoedge.engines.contract import Buffer
 from percoedge.errors import BackendError, BundleError
 from percoedge.runtime.engine_set import EngineSet
-from percoedge.runtime.tiles import batch_parts, slice_of
+from percoedge.runtime.tiling.tiles import batch_parts, slice_of
 
 __all__ = ["TextConditioner"]
 

@@ -23,7 +23,7 @@ from benchmarks.gpu.record import Options, Record, Skipped
 from benchmarks.timing import interleaved, race
 from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
-from percoedge.runtime.tiles import overlapping_tiles
+from percoedge.runtime.tiling.tiles import overlapping_tiles
 
 _STEPS = (1, 2, 4)
 _EAGER, _COMPILED, _GRAPHS = "eager", "compile", "compile: reduce-overhead"

@@ -24,8 +24,8 @@ import ray.data
 from percoedge import errors
 from percoedge.engines.processors import usable_processors
 from percoedge.errors import EngineError, InputError, PercoedgeError, UsageError
-from percoedge.runtime.cli.commands.folder import REPORT_NAME
-from percoedge.runtime.cli.folder_record import RECORD_NAME, entry_from_line
+from percoedge.runtime.cli.folder.decode import REPORT_NAME
+from percoedge.runtime.cli.folder.record import RECORD_NAME, entry_from_line
 from percoedge.runtime.cli.outputs import named_outputs
 from percoedge.serving.fleet.places import Place
 from percoedge.serving.fleet.workers import RECORD_FOLDER, Job, Tries, Worker

@@ -24,8 +24,8 @@ from percoedge.bitstream.container import MAX_STREAM_BYTES, unpack
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.bundle.manifest import encode_manifest
 from percoedge.errors import EngineError, InputError, OutputError, PercoedgeError
-from percoedge.runtime.cli.commands.folder import stream_sha256
-from percoedge.runtime.cli.folder_record import entry_from_line, line_from_entry
+from percoedge.runtime.cli.folder.decode import stream_sha256
+from percoedge.runtime.cli.folder.record import entry_from_line, line_from_entry
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.images import read_image, write_image
 from percoedge.runtime.settings import Settings

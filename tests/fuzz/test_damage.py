@@ -20,7 +20,7 @@ from fuzz_inputs import Seed
 from percoedge.bitstream.container import MAX_SIDE, pack, unpack
 from percoedge.bitstream.schedules import SCHEDULES, pass_count, passes
 from percoedge.errors import StreamError
-from percoedge.runtime.tiles import grid_tiles
+from percoedge.runtime.tiling.tiles import grid_tiles
 
 
 def flips(data: bytes) -> Iterator[bytes]:

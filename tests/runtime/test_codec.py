@@ -29,11 +29,11 @@ from percoedge.errors import (
     StreamError,
     UsageError,
 )
-from percoedge.runtime import tiles
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.images import Source
-from percoedge.runtime.tiles import grid_tiles
+from percoedge.runtime.tiling import tiles
+from percoedge.runtime.tiling.tiles import grid_tiles
 
 MakeBundle = Callable[..., Bundle]
 

@@ -17,7 +17,7 @@ from percoedge.engines.contract import TensorSpec
 from percoedge.engines.fake import FakeEngine
 from percoedge.errors import StreamError, UsageError
 from percoedge.runtime.entropy import EntropyCodec
-from percoedge.runtime.tiles import grid_tiles
+from percoedge.runtime.tiling.tiles import grid_tiles
 
 TILE = 4
 

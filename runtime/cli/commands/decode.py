@@ -22,7 +22,7 @@ __all__ = ["decode"]
 def decode(options: Namespace, console: Console) -> int:
     """Decode a stream to an image, or every stream of a folder; returns the exit code."""
     if os.path.isdir(options.input):
-        from percoedge.runtime.cli.commands.folder import decode_folder
+        from percoedge.runtime.cli.folder.decode import decode_folder
 
         return decode_folder(options, console)
     from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES

@@ -59,7 +59,7 @@ def _run(
     suffix: str,
 ) -> int:
     try:
-        from percoedge.runtime.cli.commands.folder import REPORT_NAME
+        from percoedge.runtime.cli.folder.decode import REPORT_NAME
         from percoedge.serving.fleet import jobs
         from percoedge.serving.fleet.places import Place
         from percoedge.serving.fleet.workers import Job

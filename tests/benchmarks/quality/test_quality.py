@@ -18,6 +18,8 @@ from benchmarks.quality import sheet
 from benchmarks.quality.learned import Learned
 from benchmarks.quality.scores import Originals, Scores, Setting, labels, table, wins
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--no-learned", "--steps", "1,2"]
 
 

@@ -9,6 +9,8 @@ import pytest
 from benchmarks.quality.rivals import RIVALS, PhotoRival, Rival, version
 from percoedge.runtime.images.metrics import ms_ssim
 
+pytestmark = pytest.mark.slow
+
 INSTALLED = [rival for rival in RIVALS if version(rival) != "missing"]
 
 

@@ -53,7 +53,7 @@ def test_a_batch_counts_its_images(fake_bundle: Bundle, measured: Any) -> None:
 def test_a_batch_in_parts_has_the_stages_of_one(
     fake_bundle: Bundle, measured: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("percoedge.runtime.tiles.BATCH_PIXELS", 1)
+    monkeypatch.setattr("percoedge.runtime.tiling.tiles.BATCH_PIXELS", 1)
     whole, parts = (
         measured(fake_bundle, Case("fake", "auto", 30, 20, batch, 3, None)) for batch in (1, 3)
     )

@@ -10,7 +10,7 @@ from percoedge.bitstream.schedules import passes
 from percoedge.engines.bundle import Bundle
 from percoedge.runtime.bench.probe import Call, Probe, stages_of
 from percoedge.runtime.codec import Codec
-from percoedge.runtime.tiles import grid_tiles
+from percoedge.runtime.tiling.tiles import grid_tiles
 
 
 @pytest.mark.parametrize("size", [(8, 8), (70, 33), (100, 64)])

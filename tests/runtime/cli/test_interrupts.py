@@ -20,9 +20,12 @@ from percoedge.runtime.cli.main import main
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(bundles.__file__).parent / "golden.pco"
-pytestmark = pytest.mark.skipif(
-    sys.platform == "win32", reason="sends interrupts to itself as terminals do"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform == "win32", reason="sends interrupts to itself as terminals do"
+    ),
+]
 
 INTERRUPT_AT_IMPORT = """
 import os, runpy, signal, sys

@@ -16,9 +16,9 @@ from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.engines.plans.profiles import profile_for
 from percoedge.engines.tiling import TILING, tiling_graph
 from percoedge.runtime.bench.alone import graphs_alone
-from percoedge.runtime.device_tiles import cut_feeds
 from percoedge.runtime.flow import decode_latent, noise, sample
-from percoedge.runtime.tiles import Tile
+from percoedge.runtime.tiling.device import cut_feeds
+from percoedge.runtime.tiling.tiles import Tile
 
 SIZES = st.integers(1, 11)
 

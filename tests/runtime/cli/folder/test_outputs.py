@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from percoedge.runtime.cli import folder_record
-from percoedge.runtime.cli.commands import folder
-from percoedge.runtime.cli.folder_record import RECORD_NAME, FolderRecord, State
+from percoedge.errors import OutputError
+from percoedge.runtime.cli.folder import decode as folder
+from percoedge.runtime.cli.folder.record import RECORD_NAME, FolderRecord, State
 from percoedge.runtime.cli.main import main
 from percoedge.runtime.codec import Codec
 
@@ -259,7 +259,8 @@ def half(descriptor, data):
     kill()
 os.write = half""",
     "behind the record": """
-from percoedge.runtime.cli.commands import folder
+from percoedge.errors import OutputError
+from percoedge.runtime.cli.folder import decode as folder
 folder.atomic_write = kill""",
     "before the image has its name": "os.replace = kill",
     "when the image has its name": """
@@ -316,5 +317,5 @@ def test_a_full_disk_under_the_record(tmp_path: Path, monkeypatch: pytest.Monkey
     with FolderRecord(tmp_path, ["a.png"]) as record:
         record.open()
         monkeypatch.setattr(os, "write", lambda descriptor, data: len(data) // 2)
-        with pytest.raises(folder_record.OutputError, match="No space left"):
+        with pytest.raises(OutputError, match="No space left"):
             record.add("a.png", b"image", "source")

@@ -19,8 +19,8 @@ from PIL import Image
 
 from percoedge.engines.contract import Graph
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
-from percoedge.runtime.cli.commands import folder
-from percoedge.runtime.cli.folder_record import RECORD_NAME
+from percoedge.runtime.cli.folder import decode as folder
+from percoedge.runtime.cli.folder.record import RECORD_NAME
 from percoedge.runtime.cli.main import main
 from percoedge.runtime.codec import Codec
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from percoedge.runtime.tiles import (
+from percoedge.runtime.tiling.tiles import (
     Tile,
     batch_parts,
     context_tiles,

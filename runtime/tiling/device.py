@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from percoedge.engines.contract import Buffer, Engine
-from percoedge.runtime.tiles import Tile
+from percoedge.runtime.tiling.tiles import Tile
 
 __all__ = ["Axis", "DeviceTiling", "cut_feeds"]
 

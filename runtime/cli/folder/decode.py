@@ -32,8 +32,8 @@ from percoedge.engines.processors import usable_processors
 from percoedge.engines.selection import select
 from percoedge.errors import InputError, OutputError, PercoedgeError, UsageError
 from percoedge.runtime.cli.console import Console
-from percoedge.runtime.cli.folder_record import FolderRecord, State
-from percoedge.runtime.cli.folder_run import FolderRun, Pair, writing
+from percoedge.runtime.cli.folder.record import FolderRecord, State
+from percoedge.runtime.cli.folder.run import FolderRun, Pair, writing
 from percoedge.runtime.cli.outputs import named_outputs
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.files import STANDARD_STREAM, atomic_write, read_bytes

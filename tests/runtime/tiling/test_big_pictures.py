@@ -23,7 +23,7 @@ from percoedge.engines.selection import select
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.entropy import EntropyCodec
 from percoedge.runtime.flow import decode_latent, noise, sample
-from percoedge.runtime.tiles import context_tiles, overlapping_tiles
+from percoedge.runtime.tiling.tiles import context_tiles, overlapping_tiles
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,1 @@
+"""``percoedge decode`` of a folder: several at a time, resumable, past whatever is broken."""
