@@ -154,5 +154,4 @@ def _flat_tokens(family: Family, config: Config) -> Tensor:
     side = _FLAT_TOKENS * config.codec.stride
     corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=3)))
     pictures = corners[:, :, None, None].expand(-1, -1, side, side)
-    codes = family.quantizer.codes(family.hyper(family.vae.encode(pictures)))
-    return family.quantizer.nearest(codes)
+    return family.tokens(family.vae.encode(pictures))

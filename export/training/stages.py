@@ -167,7 +167,7 @@ def decode_figures(family: Family, valid: list[Tensor], side: int) -> dict[str, 
         for photo in targets:
             with precision(device):
                 latent = family.vae.encode(photo)
-                tokens = family.quantizer.nearest(family.quantizer.codes(family.hyper(latent)))
+                tokens = family.tokens(latent)
                 z = family.quantizer.embed(tokens)
                 noise = torch.randn(latent.shape, generator=generator).to(device)
                 made = sample(family.flow, noise, z, steps)

@@ -143,7 +143,7 @@ def train_refine(
         with precision(device):
             with torch.no_grad():
                 latent = family.vae.encode(images)
-                tokens = family.quantizer.nearest(family.quantizer.codes(family.hyper(latent)))
+                tokens = family.tokens(latent)
                 z = family.quantizer.embed(tokens)
             noise = torch.randn(latent.shape, device=device)
             ones = torch.ones(len(noise), device=device)

@@ -80,8 +80,7 @@ def family_tokens(family: Family, config: Config, photos: Photos, valid: list[Te
     @torch.no_grad()
     def of(images: Tensor) -> Tensor:
         with precision(images.device):
-            codes = family.quantizer.codes(family.hyper(family.vae.encode(images)))
-        return family.quantizer.nearest(codes)
+            return family.tokens(family.vae.encode(images))
 
     return Tokens(of, config.codec.stride, photos, valid)
 

@@ -42,3 +42,7 @@ class Family(nn.Module):
             null_pooled = torch.zeros(1, flow.pooled_projection_dim)
             self.register_buffer("null_text", null_text, persistent=False)
             self.register_buffer("null_pooled", null_pooled, persistent=False)
+
+    def tokens(self, latent: Tensor) -> Tensor:
+        """Latents (n,c,rH,rW) of the autoencoder -> tokens int64 (n,H,W); r: latents a token."""
+        return self.quantizer.nearest(self.quantizer.codes(self.hyper(latent)))
