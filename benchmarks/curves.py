@@ -8,8 +8,8 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-STAGES = ("vae", "codec", "codec_wide", "joint", "joint_more", "refine")
-STAGES += ("refine_more", "mim", "mim_exact", "mim_classic")
+_PICTURES = ("vae", "codec", "codec_wide", "joint", "joint_more", "refine", "refine_more")
+STAGES = (*_PICTURES, "mim", "mim_exact", "mim_classic")
 
 
 def main() -> None:

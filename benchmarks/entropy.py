@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import torch
 from torch import nn
 
@@ -25,6 +24,7 @@ from benchmarks.timing import interleaved, summary
 from percoedge import Codec
 from percoedge.bitstream.rangecoder import MAX_WEIGHT
 from percoedge.bitstream.schedules import SCHEDULES, pass_count
+from percoedge.engines.contract import GraphSource
 from percoedge.export.config import load_config
 from percoedge.export.graphs.onnx_files import OPSET
 from percoedge.export.models.mim import Mim
@@ -33,43 +33,37 @@ from percoedge.runtime.images import read_image
 
 
 class FloatGraph(nn.Module):
-    """tokens (n,h,w), positions (p,) -> probabilities float32 (n,p,K)."""
+    """tokens int32 (n,h,w), positions int32 (p,) -> weights int32 (n,p,K)."""
 
     def __init__(self, mim: Mim) -> None:
         super().__init__()
         self.mim = mim
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        stream = self.mim.stream(tokens.long(), positions)
-        return torch.softmax(self.mim.logits(stream), dim=-1)
+        """Weights as the exact graph gives them, from probabilities in floating point."""
+        stream = self.mim.stream(tokens.long(), positions.long())
+        probabilities = torch.softmax(self.mim.logits(stream), dim=-1)
+        return torch.clamp(probabilities * MAX_WEIGHT, min=1).to(torch.int32)
 
 
-class FloatEngine:
-    """The float baseline behind the part of an engine's contract that the coding loop uses."""
-
-    def __init__(self, config_name: str, threads: int) -> None:
-        config = load_config(config_name)
-        mim = Mim(config.mim, config.codec.codebook_size, classic=True).eval()
-        tokens, positions = torch.zeros(1, 5, 7, dtype=torch.int32), torch.arange(3)
-        program = torch.onnx.export(
-            FloatGraph(mim),
-            (tokens, positions),
-            dynamic_shapes=({1: "h", 2: "w"}, {0: "p"}),
-            dynamo=True,
-            opset_version=OPSET,
-            verbose=False,
-        )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        model = program.model_proto.SerializeToString()
-        self._session = onnxruntime.InferenceSession(model, options)
-
-    def run(self, feeds: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-        """Weights int32 (1,p,K) from the probabilities of the graph."""
-        given = {**feeds, "positions": feeds["positions"].astype(np.int64)}
-        (probabilities,) = self._session.run(None, given)
-        return {"weights": np.maximum(1, probabilities * MAX_WEIGHT).astype(np.int32)}
+def float_source(exact: GraphSource) -> GraphSource:
+    """A float model of the size of ``tiny``'s, with the names and shapes of the exact one."""
+    config = load_config("tiny")
+    mim = Mim(config.mim, config.codec.codebook_size, classic=True).eval()
+    example = torch.zeros(2, 5, 7, dtype=torch.int32), torch.arange(3, dtype=torch.int32)
+    program = torch.onnx.export(
+        FloatGraph(mim).eval(),
+        example,
+        input_names=[spec.name for spec in exact.inputs],
+        output_names=[spec.name for spec in exact.outputs],
+        dynamic_shapes=({0: "n", 1: "h", 2: "w"}, {0: "p"}),
+        dynamo=True,
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto.SerializeToString()
+    return replace(exact, variant="fp32", model=model, data={})
 
 
 def main() -> None:
@@ -98,10 +92,8 @@ def main() -> None:
 
         grid, schedule = grids[0], constants.schedule
         size, tile = constants.codebook_size, constants.entropy_tile
-        coders = {
-            "exact": coder,
-            "float": EntropyCodec(FloatEngine("tiny", args.threads), size, tile),
-        }
+        rival = codec.backend.load(float_source(source))
+        coders = {"exact": coder, "float": EntropyCodec(rival, size, tile)}
         streams = {name: [one.encode(grid, schedule)] for name, one in coders.items()}
         times = interleaved(
             {

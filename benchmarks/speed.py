@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,18 +221,19 @@ def measure(
 ) -> dict[str, Any]:
     """All races, and the stages and engine calls of the backends."""
 
-    def run(function: Callable[[Any], Callable[[], object]]) -> dict[str, Any]:
-        return race({name: function(side) for name, side in sides.items()}, rounds, TORCH)
+    def run(method: str, *arguments: int) -> dict[str, Any]:
+        functions = {
+            name: partial(getattr(side, method), *arguments) for name, side in sides.items()
+        }
+        return race(functions, rounds, TORCH)
 
     results: dict[str, Any] = {}
     if not text:
-        results["encode"] = run(lambda side: side.encode)
+        results["encode"] = run("encode")
         for number in steps:
-            label = f"decode, {number} steps"
-            results[label] = run(lambda side, n=number: lambda: side.decode(n))
+            results[f"decode, {number} steps"] = run("decode", number)
     for number in steps:
-        label = f"render, {number} steps"
-        results[label] = run(lambda side, n=number: lambda: side.render(n))
+        results[f"render, {number} steps"] = run("render", number)
     if not text:
         engines = {name: side for name, side in sides.items() if isinstance(side, EngineSide)}
         results["stages"] = {

@@ -132,6 +132,9 @@ class _Tensor:
         self.shape = tuple(tensor.shape)
         self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
 
+    def begin_fetch(self) -> None:
+        """Nothing: see the contract of DeviceBuffer."""
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self.tensor.cpu().numpy(), dtype)
 

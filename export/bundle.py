@@ -24,12 +24,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from msgspec.structs import replace
 
 from percoedge.engines.bundle import Bundle, write_manifest
-from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.errors import BundleError, PercoedgeError
 from percoedge.export.assemble import Assembly, Sources, assemble, random_family
 from percoedge.export.checks.margins import check_margins
@@ -92,7 +90,7 @@ def export_bundle(
         name=name,
         family=config.family,
         language=language_digest(model, family.quantizer.codebook.cpu().numpy()),
-        codec=CodecConstants(**msgspec.structs.asdict(config.codec)),
+        codec=config.codec,
         graphs=graphs,
         licence=licence,
         provenance={**(provenance or {}), **({"margins": notes} if notes else {})},

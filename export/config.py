@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -130,26 +131,6 @@ class StageConfig(_Strict, frozen=True):
     discriminator_width: int = 64
 
 
-class CodecConfig(_Strict, frozen=True):
-    """Constants that the runtime needs; they are written to the manifest as they are."""
-
-    stride: int
-    codebook_size: int
-    latent_channels: int
-    latent_stride: int
-    schedule: str
-    steps: int
-    guidance: float
-    entropy_tile: int
-    flow_tile: int
-    flow_overlap: int
-    flow_batch: int
-    decoder_tile: int
-    encoder_margin: int
-    decoder_margin: int
-    captions_condition: bool = False
-
-
 class Config(_Strict, frozen=True):
     """A whole model family with its recipe.
 
@@ -159,7 +140,7 @@ class Config(_Strict, frozen=True):
 
     family: str
     seed: int
-    codec: CodecConfig
+    codec: CodecConstants
     vae: VaeConfig
     hyper: HyperConfig
     flow: FlowConfig

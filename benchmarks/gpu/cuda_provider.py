@@ -43,15 +43,15 @@ def onnxruntime(record: Record, options: Options) -> None:
     bundle = Bundle.open(options.bundle)
     for name, tf32 in {"TF32 off": "0", "TF32 on": "1"}.items():
         on = OnnxRuntimeBackend(_NAME, provider_options={"use_tf32": tf32})
-        record.attempt(f"golden tokens/{name}", lambda b=on: golden_tokens(bundle, b))
+        record.attempt(f"golden tokens/{name}", golden_tokens, bundle, on)
     for kind in bundle.kinds:
-        record.attempt(f"graphs/{kind}", lambda k=kind: _compare(bundle, backend, k))
+        record.attempt(f"graphs/{kind}", _compare, bundle, backend, kind)
     for kind in bundle.kinds:
-        record.attempt(f"nodes/{kind}", lambda k=kind: _nodes(bundle, backend, k))
+        record.attempt(f"nodes/{kind}", _nodes, bundle, backend, kind)
     for name, chosen in _OPTIONS.items():  # searching last, as it may take longer than there is
         other = OnnxRuntimeBackend(_NAME, provider_options=chosen)
         for kind in bundle.kinds:
-            record.attempt(f"options/{name}/{kind}", lambda b=other, k=kind: _times(bundle, b, k))
+            record.attempt(f"options/{name}/{kind}", _times, bundle, other, kind)
 
 
 def golden_tokens(bundle: Bundle, backend: Any) -> dict[str, Any]:

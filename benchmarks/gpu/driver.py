@@ -88,15 +88,15 @@ def cuda(record: Record, options: Options) -> None:
         gpu = Gpu()
     except BackendError as error:
         raise Skipped(f"needs a GPU: {error}") from error
-    record.attempt("allocate", lambda: _allocate(gpu))
-    record.attempt("copy", lambda: _copy(gpu))
-    record.attempt("events", lambda: _events(gpu))
-    kernel = record.attempt("kernel", lambda: _kernel(gpu)) and Kernel()
+    record.attempt("allocate", _allocate, gpu)
+    record.attempt("copy", _copy, gpu)
+    record.attempt("events", _events, gpu)
+    kernel = record.attempt("kernel", _kernel, gpu) and Kernel()
     if kernel:
-        record.attempt("capture", lambda: _capture(gpu, kernel))
-        record.attempt("capture_refused", lambda: _capture_refused(gpu, kernel))
-    record.attempt("pool_threshold", lambda: _pool(gpu))
-    record.attempt("out_of_memory", lambda: _out_of_memory(gpu))
+        record.attempt("capture", _capture, gpu, kernel)
+        record.attempt("capture_refused", _capture_refused, gpu, kernel)
+    record.attempt("pool_threshold", _pool, gpu)
+    record.attempt("out_of_memory", _out_of_memory, gpu)
     record.attempt("illegal_address", _illegal_address)
 
 
@@ -152,12 +152,19 @@ def _events(gpu: Gpu) -> dict[str, Any]:
     with gpu.trace() as times_ms, gpu.timed("copy"):
         gpu.copy(one.address, two.address, size)
     mark = gpu.mark()
+
+    def wait_for_event() -> None:
+        mark.put()
+        mark.wait()
+
+    def copy_and_wait() -> None:
+        gpu.copy(one.address, host.address, 4096)
+        gpu.wait()
+
     costs = {
-        "waiting_for_a_reached_event_us": _each_us(lambda: (mark.put(), mark.wait())),
+        "waiting_for_a_reached_event_us": _each_us(wait_for_event),
         "waiting_for_an_idle_stream_us": _each_us(gpu.wait),
-        "copying_4_kib_and_waiting_us": _each_us(
-            lambda: (gpu.copy(one.address, host.address, 4096), gpu.wait())
-        ),
+        "copying_4_kib_and_waiting_us": _each_us(copy_and_wait),
         "making_an_event_us": _each_us(gpu.mark),
     }
     return {"trace_ms": dict(times_ms), **costs}

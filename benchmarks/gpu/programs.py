@@ -66,7 +66,7 @@ def throughput(record: Record, options: Options) -> None:
     for backend in gpu_backends(record, bundle):
         for name, matrix in matrices.items():
             arguments = ["--bundle", options.bundle, "--backend", backend, *matrix]
-            record.attempt(f"{backend}/{name}", lambda a=arguments: _bench(a))
+            record.attempt(f"{backend}/{name}", _bench, arguments)
 
 
 def _bench(arguments: list[str]) -> Any:

@@ -9,11 +9,12 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 __all__ = ["Options", "Record", "Skipped"]
 
 Value = TypeVar("Value")
+Given = ParamSpec("Given")
 
 
 class Skipped(Exception):
@@ -49,11 +50,13 @@ class Record:
         place[last] = value
         self._write()
 
-    def attempt(self, name: str, function: Callable[[], Value]) -> Value | None:
-        """Keep what ``function`` returns, or its error; None then, and the part goes on."""
+    def attempt(
+        self, name: str, function: Callable[Given, Value], *args: Given.args, **kwargs: Given.kwargs
+    ) -> Value | None:
+        """Keep what the function returns, or its error; None then, and the part goes on."""
         print(name, flush=True)
         try:
-            value = function()
+            value = function(*args, **kwargs)
         except Skipped as reason:
             self.put(name, {"skipped": str(reason)})
             return None

@@ -52,7 +52,7 @@ def torch(record: Record, options: Options) -> None:
     if not pytorch.cuda.is_available():
         raise Skipped(f"needs torch with a GPU, got torch {pytorch.__version__} without one")
     pytorch.backends.cudnn.benchmark = True
-    record.attempt("matmul_tflop_per_s", lambda: _ceilings(pytorch))
+    record.attempt("matmul_tflop_per_s", _ceilings, pytorch)
     bundle = Bundle.open(options.bundle)
     try:
         names = list(gpu_backends(record, bundle))
@@ -87,17 +87,27 @@ def torch(record: Record, options: Options) -> None:
                 for what in ("decode", "render"):
                     record.attempt(
                         f"{label}/{what} at {steps} steps",
-                        lambda w=what, n=steps: _race(sides[1], w, n),
+                        _race,
+                        sides[1],
+                        what,
+                        steps,
                     )
             for count in counts:
                 for steps in _STEPS:
                     record.attempt(
                         f"{label}/batch {count}/images per s, render at {steps} steps",
-                        lambda c=count, n=steps: _images_per_s(sides[c], c, n),
+                        _images_per_s,
+                        sides[count],
+                        count,
+                        steps,
                     )
                 record.attempt(
                     f"{label}/batch {count}/flow",
-                    lambda c=count: _flow_rates(sides[c], scenes[c], bundle, pytorch),
+                    _flow_rates,
+                    sides[count],
+                    scenes[count],
+                    bundle,
+                    pytorch,
                 )
 
         # One after the other, as compiling and tuning may take longer than there is.
@@ -111,7 +121,7 @@ def torch(record: Record, options: Options) -> None:
                 for count in counts:
                     record.attempt(f"sides/{name}/{count}", partial(add, name, count))
             if label == "uncompiled" and _EAGER in sides[1]:
-                record.attempt("gflop", lambda: _gflop(sides[1][_EAGER]))
+                record.attempt("gflop", _gflop, sides[1][_EAGER])
             if any(name in sides[1] for name in more):
                 measure(label, counts)
         record.put("memory_mib", pytorch.cuda.max_memory_allocated() >> 20)

@@ -47,12 +47,18 @@ def rtx(record: Record, options: Options) -> None:
             name = f"plans/{label}/{kind}"
             works = record.attempt(
                 name,
-                lambda k=kind, t=targets: _try_plan(library, bundle, cache, k, t, gpu.sm),
+                _try_plan,
+                library,
+                bundle,
+                cache,
+                kind,
+                targets,
+                gpu.sm,
             )
             if works and works["deserialises"] and kind not in loaded:
                 loaded.append(kind)
     for kind in loaded:
-        record.attempt(f"graphs/{kind}", lambda k=kind: _run(bundle, cache, k))
+        record.attempt(f"graphs/{kind}", _run, bundle, cache, kind)
 
 
 def _try_plan(

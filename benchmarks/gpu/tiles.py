@@ -32,7 +32,7 @@ def entropy(record: Record, options: Options) -> None:
     backends |= gpu_backends(record, bundle)
     backends["onnxruntime-cpu"] = OnnxRuntimeBackend()
     for name, backend in backends.items():
-        record.attempt(name, lambda b=backend: _measure(bundle, b))
+        record.attempt(name, _measure, bundle, backend)
 
 
 def _measure(bundle: Bundle, backend: Backend) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class Evaluation:
             figures += f", features {row['feature_distance']:.2f}"
         return Picture(output, figures, note)
 
-    def _carries(self, data: bytes, tokens: NDArray[np.int32], sent: int) -> bool:
+    def _carries(self, data: bytes, tokens: NDArray[np.int32], sent: int | None) -> bool:
         """Whether the tokens of the passes sent come out of the file as they went in."""
         schedule = self._codec.bundle.codec.schedule
         cells = np.concatenate(list(passes(schedule, *tokens.shape))[:sent])

@@ -24,7 +24,8 @@ def octave_energies(pixels: Pixels) -> Array:
     Octave k holds the frequencies r = max(|fx|, |fy|) of 2^-(k+2) < r <= 2^-(k+1) cycles per
     pixel: square bands, as those of a wavelet transform, so that the finest has the corners too.
     """
-    luma = (pixels.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])).astype(np.float64)
+    weights = np.array([0.299, 0.587, 0.114], np.float32)
+    luma = (pixels.astype(np.float32) @ weights).astype(np.float64)
     height, width = luma.shape
     window = np.outer(np.hanning(height), np.hanning(width))
     spectrum = np.fft.rfft2((luma - luma.mean()) * window)

@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from benchmarks.report.read import Measurement
 from percoedge.runtime.bench.case import Case
@@ -144,8 +144,8 @@ def _throughput(measured: Sequence[tuple[int, Case, Mapping[str, Any]]]) -> Figu
     figure, axes = _figure(10, 3.6 + 0.2 * max(0, len(lines) - 8))
     for index, (name, points) in enumerate(zip(names, lines.values(), strict=True)):
         batches, rates = zip(*sorted(points), strict=True)
-        style = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % 7]}
-        axes.plot(batches, rates, label=name, markersize=6, **style)
+        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % 7]
+        axes.plot(batches, rates, label=name, markersize=6, color=colour, marker=marker)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(sorted({case.batch for _, case, _ in measured})))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -187,7 +187,7 @@ def _histogram(result: Mapping[str, Any]) -> Figure:
         )
     axes.set_xlabel("latency, milliseconds")
     axes.set_ylabel("decodes")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     return figure
 

@@ -67,7 +67,7 @@ def check_margins(family: Family, config: Config) -> dict[str, str]:
     """
     codec = config.codec
     cells = codec.stride // codec.latent_stride
-    graphs: dict[str, tuple[Callable[[Tensor], Tensor], int, int, int]] = {
+    graphs: dict[str, tuple[Callable[[Tensor], Tensor], int, int, int | None]] = {
         "encoder": (
             lambda image: family.hyper(family.vae.encode(image)),
             *(3, codec.stride, codec.encoder_margin),
@@ -77,6 +77,8 @@ def check_margins(family: Family, config: Config) -> dict[str, str]:
     notes = {}
     with in_precision(family, ("vae", "hyper"), torch.float32):
         for kind, (function, channels, size, margin) in graphs.items():
+            if margin is None:  # it is given whole images only
+                continue
             reach = reach_of(function, channels, size, margin)
             if reach is None:
                 notes[f"{kind}_margin"] = (
