@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from percoedge.runtime.tiling.tiles import batch_parts, context_tiles, grid_of, 
 
 __all__ = [
     "Batch",
+    "batch_slices",
     "batches",
     "open_stream",
     "read_progressive",
@@ -123,6 +124,15 @@ def batches(streams: Sequence[Stream], settings: Settings) -> list[Batch]:
         groups.setdefault(key, []).append(index)
     return [
         Batch([streams[index] for index in places], places, settings) for places in groups.values()
+    ]
+
+
+def batch_slices(batch: Batch, most: int) -> list[Batch]:
+    """The batch in batches of at most so many streams."""
+    firsts = range(0, len(batch.streams), most)
+    return [
+        replace(batch, streams=batch.streams[i : i + most], places=batch.places[i : i + most])
+        for i in firsts
     ]
 
 

@@ -60,6 +60,15 @@ class EngineSet:
             engines = {kind: stack.enter_context(self.use(kind)) for kind in kinds if on_device}
             yield engines or None
 
+    @property
+    def max_batch(self) -> int | None:
+        """Images that go through the decoder together; None where only memory limits it: a CPU.
+
+        The graphs of a bundle are built for the same number. Raises as ``use`` does.
+        """
+        with self.use("decoder") as engine:
+            return engine.max_batch
+
     def require_memory(self, kind: str, pixels: int) -> None:
         """Raise BackendError unless the host has the memory to run a graph on so many pixels.
 

@@ -55,19 +55,23 @@ class _Waiting:
 
 
 class Dispatcher:
-    """Hands tasks to lanes; ``observe_batch`` is called with the size of every batch."""
+    """Hands tasks to lanes; ``observe_batch`` is called with the size of every batch.
+
+    ``max_batch``: of one key that a lane gets together; None for what all lanes take best.
+    """
 
     def __init__(
         self,
         lanes: Sequence[Lane],
         *,
-        max_batch: int = 1,
+        max_batch: int | None = 1,
         batch_window_s: float = 0.0,
         max_queue: int = 64,
         observe_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._lanes = list(lanes)
         self._max_batch, self._window_s, self._max_queue = max_batch, batch_window_s, max_queue
+        self._most = max_batch or 1
         self._observe_batch = observe_batch
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
@@ -105,6 +109,7 @@ class Dispatcher:
     async def start(self) -> None:
         """Load and warm up all lanes, together. Raises BundleError or BackendError."""
         await asyncio.gather(*(lane.start() for lane in self._lanes))
+        self._most = self._max_batch or min(lane.max_batch for lane in self._lanes)
         self._loops = [asyncio.create_task(self._serve(lane)) for lane in self._lanes]
 
     def check_room(self, others: int = 0) -> None:
@@ -175,7 +180,7 @@ class Dispatcher:
                 await self._arrived.wait()
             batch: list[_Waiting] = []
             self._take(batch, self._queue[0].key)
-            if batch[0].key is not None and len(batch) < self._max_batch and self._window_s:
+            if batch[0].key is not None and len(batch) < self._most and self._window_s:
                 await asyncio.sleep(self._window_s)
                 self._take(batch, batch[0].key)
             began = time.monotonic()
@@ -188,7 +193,7 @@ class Dispatcher:
 
     def _take(self, batch: list[_Waiting], key: object) -> None:
         """Move requests of a key from the queue into a batch, the oldest first."""
-        most = 1 if key is None else self._max_batch
+        most = 1 if key is None else self._most
         for waiting in list(self._queue):
             if len(batch) >= most:
                 return

@@ -1,6 +1,7 @@
 """Lanes: where tasks run, one batch at a time each, so that the event loop never computes.
 
-A lane is an executor of one worker: a process of its own, or for ``in_process`` a thread. A process
+A lane is an executor of one thread: in a process of its own, or for ``in_process`` in this one,
+where all lanes share one worker with its engines; on a GPU each has a stream of its own. A process
 that dies (a crash in a library, the kernel's out-of-memory killer) is replaced; what it was doing
 is known to nobody but the caller, who may hand it in again: tasks change nothing outside their
 lane.
@@ -25,7 +26,7 @@ from percoedge.serving.settings import ServiceSettings
 if TYPE_CHECKING:
     from percoedge.serving.work import Outcome, Task, Worker
 
-__all__ = ["Lane", "LaneDied"]
+__all__ = ["Lane", "LaneDied", "SharedWorker"]
 
 _Result = TypeVar("_Result")
 
@@ -34,24 +35,47 @@ class LaneDied(EngineError):
     """The process of a lane ended while it worked; the lane has a new one."""
 
 
-class Lane:
-    """One worker behind an executor. ``start`` loads and warms up its codecs."""
+class SharedWorker:
+    """The worker of lanes that are threads; the first of them makes it."""
 
-    def __init__(self, settings: ServiceSettings, threads: int | None) -> None:
-        self._settings, self._threads = settings, threads
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._worker: Worker | None = None
+
+    def get(self, make: Callable[[], Worker]) -> Worker:
+        """The worker; what stops it from being made is raised."""
+        with self._lock:
+            if self._worker is None:
+                self._worker = make()
+            return self._worker
+
+
+class Lane:
+    """A worker behind an executor. ``start`` loads and warms up its codecs.
+
+    ``shared``: of all lanes that are threads. ``max_batch``: tasks that it takes together best.
+    """
+
+    def __init__(
+        self, settings: ServiceSettings, threads: int | None, shared: SharedWorker | None = None
+    ) -> None:
+        self._settings, self._threads, self._shared = settings, threads, shared or SharedWorker()
         self._executor: Executor | None = None
         self.restarts = 0
         self.pid: int | None = None
+        self.max_batch = 1
 
     async def start(self) -> None:
         """Load and warm up; raises the BundleError or BackendError that stops it, or LaneDied."""
         arguments = (self._settings, self._threads)
         if self._settings.in_process:
-            self._executor = ThreadPoolExecutor(1, "lane", _begin_thread, arguments)
+            self._executor = ThreadPoolExecutor(
+                1, "lane", _begin_thread, (*arguments, self._shared)
+            )
         else:
             context = multiprocessing.get_context("spawn")
             self._executor = ProcessPoolExecutor(1, context, _begin_process, arguments)
-        self.pid = await self._call(_ready)
+        self.pid, self.max_batch = await self._call(_ready)
 
     async def run(self, tasks: Sequence[Task]) -> list[Outcome | PercoedgeError]:
         """The outcome or error of each task. Raises LaneDied, after which the lane is usable."""
@@ -86,17 +110,19 @@ class Lane:
                 os.kill(self.pid, signal.SIGKILL)
 
 
-# ---- inside the lane: one worker for each process, or for each thread ---------------------------
+# ---- inside the lane ----------------------------------------------------------------------------
 
 _local = threading.local()  # a process of a lane has one thread that works
 
 
-def _begin_thread(settings: ServiceSettings, threads: int | None) -> None:
-    """Make the worker; what stops it is told when it is asked for, else executors only break."""
+def _begin_thread(settings: ServiceSettings, threads: int | None, shared: SharedWorker) -> None:
+    """Get the worker; what stops it is told when it is asked for, else executors only break."""
     from percoedge.serving.work import Worker
 
     try:
-        _local.worker = Worker(settings, threads)
+        worker = shared.get(lambda: Worker(settings, threads))
+        worker.warm_up()
+        _local.worker = worker
     except PercoedgeError as error:
         _local.worker = error
 
@@ -106,7 +132,7 @@ def _begin_process(settings: ServiceSettings, threads: int | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _begin_thread(settings, threads)
+    _begin_thread(settings, threads, SharedWorker())
 
 
 def _end_with_parent() -> None:
@@ -124,9 +150,8 @@ def _worker() -> Worker:
     return worker
 
 
-def _ready() -> int:
-    _worker()
-    return os.getpid()
+def _ready() -> tuple[int, int]:
+    return os.getpid(), _worker().max_batch
 
 
 def _run(tasks: list[Task]) -> list[Outcome | PercoedgeError]:

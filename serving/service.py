@@ -15,7 +15,7 @@ from percoedge.engines.processors import usable_processors
 from percoedge.errors import BundleMismatchError, PercoedgeError
 from percoedge.runtime.codec import DEFAULT_MAX_PIXELS
 from percoedge.serving.dispatcher import Dispatcher
-from percoedge.serving.lanes import Lane
+from percoedge.serving.lanes import Lane, SharedWorker
 from percoedge.serving.metrics import Metrics
 from percoedge.serving.problems import Problem
 from percoedge.serving.settings import ServiceSettings
@@ -43,8 +43,11 @@ class Service:
         self.failure: PercoedgeError | None = None
         processors = usable_processors()
         count = settings.lanes or min(processors, _MAX_LANES)
-        threads = settings.threads or max(1, processors // count)
-        self.lanes = [Lane(settings, threads) for _ in range(count)]
+        # Engines that lanes share have the threads of all callers and some of their own.
+        share = processors - count + 1 if settings.in_process else processors // count
+        shared = SharedWorker() if settings.in_process else None
+        threads = settings.threads or max(1, share)
+        self.lanes = [Lane(settings, threads, shared) for _ in range(count)]
         self.dispatcher = Dispatcher(
             self.lanes,
             max_batch=settings.max_batch,

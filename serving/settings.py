@@ -18,9 +18,11 @@ class ServiceSettings:
     backend: as ``Codec.load`` takes it. threads: CPU threads of each lane; None shares the
         processors among the lanes.
     lanes: tasks that run at once, each in a process of its own, so that a crash is one task's and
-        not the service's; None picks one per processor up to 4 on a CPU, 1 elsewhere.
-    in_process: lanes are threads of this process instead (for Ray, whose replicas are processes).
-    max_batch: requests of one grid and the same settings that are decoded together.
+        not the service's; None picks one per processor up to 4.
+    in_process: lanes are threads of this process instead, and share their engines (for GPUs, whose
+        memory holds them once then, and for Ray, whose replicas are processes).
+    max_batch: requests of one grid and the same settings that are decoded together; None takes as
+        many as the engines do, which is 1 on a CPU.
     batch_window_ms: how long a lane waits for more of them once it has one.
     max_queue: accepted requests that wait at most; more are answered 503.
     max_body_bytes: of an image to encode; streams have their own, smaller limit.
@@ -37,7 +39,7 @@ class ServiceSettings:
     threads: int | None = None
     lanes: int | None = None
     in_process: bool = False
-    max_batch: int = 1
+    max_batch: int | None = None
     batch_window_ms: float = 2.0
     max_queue: int = 64
     max_body_bytes: int = 64 << 20
@@ -52,7 +54,6 @@ class ServiceSettings:
         if not self.bundles:
             raise UsageError("expected at least one bundle, got none; name one, such as 'tiny'")
         for name, low in (
-            ("max_batch", 1),
             ("max_queue", 1),
             ("max_body_bytes", 1),
             ("batch_window_ms", 0),
@@ -63,7 +64,7 @@ class ServiceSettings:
         for name in ("body_timeout_s", "deadline_s"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"expected {name} to be above 0, got {getattr(self, name)}")
-        for name in ("lanes", "threads", "max_pixels"):
+        for name in ("lanes", "threads", "max_batch", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"expected {name} to be at least 1, got {value}")

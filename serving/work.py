@@ -107,7 +107,7 @@ class Outcome:
 
 
 class Worker:
-    """The codecs of one lane: a bundle each, loaded and warmed up when it is made.
+    """The codecs of a lane, or of all lanes that are threads: a bundle each.
 
     Raises BundleError or BackendError when one cannot be loaded.
     """
@@ -119,10 +119,17 @@ class Worker:
             bundle = Bundle.open(name)
             backend = select(settings.backend, bundle=bundle, threads=threads)
             self._codecs[name] = Codec(bundle, backend)
-        self._warm_up()
 
-    def _warm_up(self) -> None:
-        """One image there and back through every codec: the first request is not the slowest."""
+    @property
+    def max_batch(self) -> int:
+        """Streams of one size that are best decoded together: what engines take, 1 on a CPU."""
+        return min(codec.max_batch or 1 for codec in self._codecs.values())
+
+    def warm_up(self) -> None:
+        """One image there and back through every codec: the first request is not the slowest.
+
+        In the calling thread, which may have a stream of its own on a GPU. Raises EngineError.
+        """
         pixels = read_image(shipped_photo()).pixels[:_WARM_UP_SIDE, :_WARM_UP_SIDE]
         for codec in self._codecs.values():
             codec.decode(codec.encode(pixels))

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX as backends: engines on one CUDA stream."""
+"""TensorRT and TensorRT-RTX as backends: engines shared by threads, each with a CUDA stream."""

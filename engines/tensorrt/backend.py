@@ -11,8 +11,8 @@ from typing import Any
 from percoedge.engines.contract import Graph
 from percoedge.engines.plans.cache import PlanCache
 from percoedge.engines.plans.record import PlanRecord, rebuild_command
-from percoedge.engines.tensorrt.binding import Captures, Device
 from percoedge.engines.tensorrt.cuda import Gpu
+from percoedge.engines.tensorrt.device import Captures, Device
 from percoedge.engines.tensorrt.engine import TensorRtEngine
 from percoedge.engines.tensorrt.library import LIBRARIES, find_library, log_to, supported_targets
 from percoedge.errors import BackendError, UsageError
@@ -23,7 +23,9 @@ _MIB = 1 << 20
 
 
 class TensorRtBackend:
-    """Plans of one library (a name of LIBRARIES) on the first GPU; all engines share one stream.
+    """Plans of one library (a name of LIBRARIES) on the first GPU, once for all threads.
+
+    A thread that runs engines has a lane of its own: a stream, and memory to work in.
 
     ``cache``: where the plans are, by default the user's. Library and GPU are looked for at the
     first use. Raises UsageError for another name.
@@ -77,18 +79,19 @@ class TensorRtBackend:
 
     @property
     def gpu(self) -> Gpu:
-        """The GPU that the plans run on; raises BackendError as ``load`` does."""
-        return self._open().gpu
+        """The GPU with the calling thread's stream; raises BackendError as ``load`` does."""
+        return self._open().lane.gpu
 
     def trace(self) -> AbstractContextManager[dict[str, float]]:
-        """What the GPU's time goes to in this backend's calls; see ``Gpu.trace``."""
+        """What the GPU's time goes to in the calling thread's lane; see ``Gpu.trace``."""
         return self.gpu.trace()
 
     def _deserialize(self, device: Device, record: PlanRecord) -> Any:
         """The library's engine of a plan."""
         where = f"graph {record.kind!r} ({record.precision}, {self.name})"
         gpu, messages = device.gpu, []
-        gpu.trim()  # what we keep for later is out of the library's reach
+        for lane in device.lanes:  # what they keep for later is out of the library's reach
+            lane.trim()
         free_bytes, _ = gpu.memory_bytes()
         if record.size > free_bytes:
             raise BackendError(
@@ -123,7 +126,7 @@ class TensorRtBackend:
         if self._device is None:
             library = find_library(self.name)
             try:
-                self._device = Device(Gpu(), library)
+                self._device = Device(library)
             except BackendError as error:
                 advice = "; build needs no GPU" if supported_targets(library) else ""
                 raise BackendError(f"{self.name}: {error}{advice}") from error

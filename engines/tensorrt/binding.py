@@ -7,24 +7,21 @@ results are copied out: what was handed out is never overwritten.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from percoedge.engines.contract import Buffer, Engine, TensorSpec, check_tensors
+from percoedge.engines.contract import Buffer, TensorSpec, check_tensors
 from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Gpu, HostMemory, Mark
-from percoedge.engines.tensorrt.library import Library, log_to
-from percoedge.errors import BackendError
+from percoedge.engines.tensorrt.device import Device, Lane
+from percoedge.engines.tensorrt.library import log_to
 
-__all__ = ["COMPUTE", "Binding", "Captures", "Device", "TensorRtBuffer"]
+__all__ = ["COMPUTE", "Binding", "TensorRtBuffer"]
 
 _ALIGNMENT = 256
 _MAX_STAGES = 8  # uploads of one shape that may be on their way: steps of the flow queued ahead
@@ -33,78 +30,6 @@ _TO_DEVICE, _TO_HOST = "host to device", "device to host"
 _ON_DEVICE = "device to device"
 COMPUTE = "compute "
 """In traces of the GPU: what comes before the kind of a graph."""
-
-
-@dataclass
-class Captures:
-    """How many runs there were, how many of them launched a captured graph, and why others did not.
-
-    ``refusals``: each reason once, by graph, why its work could not be captured.
-    """
-
-    runs: int = 0
-    launches: int = 0
-    refusals: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        parts = [f"captured {self.launches} of {self.runs} runs"]
-        parts += [f"{where} cannot be captured: {why}" for where, why in self.refusals.items()]
-        return "; ".join(parts)
-
-
-class Device:
-    """What the engines of one backend share: GPU, library, a lock, and memory for activations.
-
-    ``runtime``: the library's, None before the first engine.
-    One graph runs at a time, so one block of memory serves all of them.
-    """
-
-    def __init__(self, gpu: Gpu, library: Library) -> None:
-        self.gpu = gpu
-        self.library = library
-        self.lock = threading.RLock()
-        self.captures = Captures()
-        self.runtime: Any = None
-        self._scratch: DeviceMemory | None = None
-        self._engines: weakref.WeakSet[Any] = weakref.WeakSet()
-        # Libraries that are taken apart in no order at the end of the process may crash it.
-        atexit.register(_close, weakref.ref(self))
-
-    def scratch(self, size_bytes: int) -> DeviceMemory:
-        """Memory of at least this size; the same as before unless that was too small."""
-        if self._scratch is None or self._scratch.size_bytes < size_bytes:
-            self._free_scratch()
-            self._scratch = self.gpu.allocate(size_bytes)
-        return self._scratch
-
-    def join(self, engine: Engine) -> None:
-        """An engine was loaded; it is closed at the end of the process at the latest."""
-        self._engines.add(engine)
-
-    def leave(self, engine: Engine) -> None:
-        """An engine was closed; the last one takes the shared memory with it."""
-        self._engines.discard(engine)
-        if not self._engines:
-            self._free_scratch()
-        with contextlib.suppress(BackendError):  # of a lost GPU, which gives nothing back
-            self.gpu.trim()
-
-    def close(self) -> None:
-        """Close the engines that are still open, then the library's runtime."""
-        for engine in list(self._engines):
-            engine.close()
-        self.runtime = None
-
-    def _free_scratch(self) -> None:
-        if self._scratch is not None:
-            self._scratch.free()
-            self._scratch = None
-
-
-def _close(device: weakref.ref[Device]) -> None:
-    found = device()
-    if found is not None:
-        found.close()
 
 
 @dataclass(frozen=True)
@@ -175,7 +100,7 @@ class TensorRtBuffer:
 
 
 class Binding:
-    """A context with one shape of every input, bound to memory of its own.
+    """A context with one shape of every input, bound to memory of its own, in one lane.
 
     ``where`` starts messages; ``kind`` of the graph; ``shapes`` of ``inputs``; ``sizes`` of their
     symbols; ``captures``: whether to capture CUDA graphs. Raises BackendError when the shapes do
@@ -185,6 +110,7 @@ class Binding:
     def __init__(
         self,
         device: Device,
+        lane: Lane,
         where: str,
         kind: str,
         context: Any,
@@ -194,7 +120,7 @@ class Binding:
         sizes: Mapping[str, int],
         captures: bool,
     ) -> None:
-        self._device, self._gpu = device, device.gpu
+        self._device, self._lane, self._gpu = device, lane, lane.gpu
         self._where, self._kind, self._context, self._captures = where, kind, context, captures
         self._messages: list[str] = []
         self._graph: Captured | None = None
@@ -265,8 +191,15 @@ class Binding:
         return stage
 
     def execute(self) -> None:
-        """Queue the graph: as it is at first, and as a captured CUDA graph from then on."""
-        scratch = self._device.scratch(self._scratch_bytes)
+        """Queue the graph: as it is at first, and as a captured CUDA graph from then on.
+
+        Libraries prepare kernels in a first run, so that one lane at a time makes its first.
+        """
+        with contextlib.nullcontext() if self._enqueued else self._device.lock:
+            self._execute()
+
+    def _execute(self) -> None:
+        scratch = self._lane.scratch(self._scratch_bytes)
         if scratch is not self._scratch:
             self._forget_graph()
             self._context.set_device_memory(scratch.address, scratch.size_bytes)
@@ -277,9 +210,9 @@ class Binding:
                 self._graph = captured
             elif self._enqueued_there:  # else there is another chance behind a run as it is
                 self._captures = False
-                self._device.captures.refusals[self._where] = captured
-        self._device.captures.runs += 1
-        self._device.captures.launches += self._graph is not None
+                self._lane.captures.refusals[self._where] = captured
+        self._lane.captures.runs += 1
+        self._lane.captures.launches += self._graph is not None
         with self._gpu.timed(f"{COMPUTE}{self._kind}"):
             if self._graph is not None:
                 self._graph.launch()

@@ -12,19 +12,21 @@ import msgspec
 from percoedge.engines.contract import Buffer, TensorSpec, check_tensors
 from percoedge.engines.plans.cache import PlanCache
 from percoedge.engines.plans.record import BuildRequest, PlanRecord, rebuild_command
-from percoedge.engines.tensorrt.binding import Binding, Device
+from percoedge.engines.tensorrt.binding import Binding
 from percoedge.engines.tensorrt.contexts import Contexts
+from percoedge.engines.tensorrt.cuda import GpuMemoryError
+from percoedge.engines.tensorrt.device import Device, Lane
 from percoedge.engines.tensorrt.layers import Layers, measure_layers
 from percoedge.engines.tensorrt.library import DTYPES
 from percoedge.errors import BackendError
 
 __all__ = ["TensorRtEngine"]
 
-_MAX_BINDINGS = 32  # shapes kept ready: the passes of a few sizes of picture
+_MAX_BINDINGS = 32  # shapes kept ready in a lane: the passes of a few sizes of picture
 
 
 class TensorRtEngine:
-    """One plan; see the contract of Engine. Threads may share it, and run one at a time.
+    """One plan; see the contract of Engine. Threads may share it, each in its lane of ``device``.
 
     ``engine`` is the library's; ``record`` the plan's manifest in ``cache``; ``specs`` the graph's
     inputs and outputs. Raises BackendError when the plan has other tensors than these.
@@ -48,13 +50,25 @@ class TensorRtEngine:
         self._check_interface(engine, trt.TensorIOMode.INPUT, self.inputs)
         self._check_interface(engine, trt.TensorIOMode.OUTPUT, self.outputs)
         self._contexts: Contexts | None = Contexts(trt, engine, cache, record)
-        self._bindings: OrderedDict[object, Binding] = OrderedDict()
+        self._bindings: dict[Lane, OrderedDict[object, Binding]] = {}
         device.join(self)
 
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
-        """Run the engine on its stream; see the contract of Engine."""
-        with self._device.lock:
-            binding = self._binding_for(feeds, self._opened())
+        """Run the engine in the calling thread's lane; see the contract of Engine.
+
+        Where memory is too short for it, all lanes but one are closed, and it is run in that.
+        """
+        lane = self._device.lane
+        try:
+            return self._run(feeds, on_device)
+        except GpuMemoryError:
+            if not self._device.keep_one_lane(lane):
+                raise
+        return self._run(feeds, on_device)
+
+    def _run(self, feeds: Mapping[str, Buffer], on_device: bool) -> dict[str, Buffer]:
+        with self._device.entered() as lane:
+            binding = self._binding_for(lane, feeds, self._opened(lane))
             binding.upload(feeds)
             binding.execute()
             if on_device:
@@ -68,30 +82,43 @@ class TensorRtEngine:
 
         Raises BackendError as ``run`` does, and when the library reports no layers.
         """
-        with self._device.lock:
-            contexts = self._opened()
-            binding, context = self._bind(feeds, contexts.make_plain, captures=False)
+        with self._device.entered() as lane:
+            contexts = self._opened(lane)
+            binding, context = self._bind(lane, feeds, contexts.make_plain, captures=False)
             try:
-                times_ms = measure_layers(self._device, binding, context, feeds, runs)
+                times_ms = measure_layers(
+                    self._device.library, lane.gpu, binding, context, feeds, runs
+                )
                 return Layers(times_ms, contexts.describe(context))
             finally:
                 with contextlib.suppress(BackendError):  # of a lost GPU
-                    self._device.gpu.wait()
+                    lane.gpu.wait()
                 binding.free()
 
     def close(self) -> None:
         """Free the engine and its memory; see the contract of Engine."""
         with self._device.lock:
-            if self._contexts is None:
+            contexts, self._contexts = self._contexts, None
+        if contexts is None:
+            return
+        for lane in self._device.lanes:
+            self.leave(lane)
+        with contextlib.suppress(Exception):  # of a lost GPU
+            contexts.keep_kernels()
+        del contexts  # the last reference to the library's engine
+        self._device.leave(self)
+
+    def leave(self, lane: Lane) -> None:
+        """Free what the engine has in a lane, once that is done; see Device."""
+        with lane.lock:
+            bindings = self._bindings.pop(lane, None)
+            if bindings is None:
                 return
             with contextlib.suppress(Exception):  # of a lost GPU, on which nothing runs
-                self._device.gpu.enter()
-                self._device.gpu.wait()
-                self._contexts.keep_kernels()
-            while self._bindings:
-                self._bindings.popitem()[1].free()
-            self._contexts = None  # the last reference to the library's engine
-            self._device.leave(self)
+                lane.gpu.enter()
+                lane.gpu.wait()
+            while bindings:
+                bindings.popitem()[1].free()
 
     def __enter__(self) -> TensorRtEngine:
         return self
@@ -99,48 +126,51 @@ class TensorRtEngine:
     def __exit__(self, *details: object) -> None:
         self.close()
 
-    def _binding_for(self, feeds: Mapping[str, Buffer], contexts: Contexts) -> Binding:
+    def _binding_for(self, lane: Lane, feeds: Mapping[str, Buffer], contexts: Contexts) -> Binding:
         """The binding for feeds of these shapes; the feeds are checked when it is made."""
+        bindings = self._bindings.setdefault(lane, OrderedDict())
         key: object = None
         if len(feeds) == len(self._names):
             with contextlib.suppress(KeyError, AttributeError, TypeError):
                 key = tuple((feeds[name].shape, feeds[name].dtype) for name in self._names)
-                self._bindings.move_to_end(key)
-                return self._bindings[key]
-        if len(self._bindings) >= _MAX_BINDINGS:
-            self._device.gpu.wait()  # the one unused for longest may still be at work
-            self._bindings.popitem(last=False)[1].free()
-        self._bindings[key], _ = self._bind(feeds, contexts.make, contexts.captures)
-        return self._bindings[key]
+                bindings.move_to_end(key)
+                return bindings[key]
+        if len(bindings) >= _MAX_BINDINGS:
+            lane.gpu.wait()  # the one unused for longest may still be at work
+            bindings.popitem(last=False)[1].free()
+        bindings[key], _ = self._bind(lane, feeds, contexts.make, contexts.captures)
+        return bindings[key]
 
     def _bind(
-        self, feeds: Mapping[str, Buffer], make: Callable[[], Any], captures: bool
+        self, lane: Lane, feeds: Mapping[str, Buffer], make: Callable[[], Any], captures: bool
     ) -> tuple[Binding, Any]:
         """A new binding for feeds of these shapes, which are checked, and its context."""
         sizes = check_tensors(self._where + ": input", self.inputs, feeds)
         if not self._record.profile.covers(sizes):
             raise self._beyond(sizes)
-        context = make()
-        if context is None:
-            raise self._device.gpu.failure(self._where, "TensorRT made no execution context")
-        binding = Binding(
-            self._device,
-            self._where,
-            self._record.kind,
-            context,
-            self.inputs,
-            [feeds[name].shape for name in self._names],
-            self.outputs,
-            sizes,
-            captures,
-        )
+        with self._device.lock:
+            context = make()
+            if context is None:
+                raise lane.gpu.failure(self._where, "TensorRT made no execution context")
+            binding = Binding(
+                self._device,
+                lane,
+                self._where,
+                self._record.kind,
+                context,
+                self.inputs,
+                [feeds[name].shape for name in self._names],
+                self.outputs,
+                sizes,
+                captures,
+            )
         return binding, context
 
-    def _opened(self) -> Contexts:
+    def _opened(self, lane: Lane) -> Contexts:
         """Contexts of an engine that is not closed, on a GPU that this thread may use."""
         if self._contexts is None:
             raise BackendError(f"{self._where} is closed; load it again")
-        self._device.gpu.enter()
+        lane.gpu.enter()
         return self._contexts
 
     def _beyond(self, sizes: Mapping[str, int]) -> BackendError:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from percoedge.engines.contract import Buffer
-from percoedge.engines.tensorrt.binding import Binding, Device
+from percoedge.engines.tensorrt.binding import Binding
+from percoedge.engines.tensorrt.cuda import Gpu
+from percoedge.engines.tensorrt.library import Library
 from percoedge.errors import BackendError
 
 __all__ = ["Layers", "describe_layers", "measure_layers"]
@@ -29,7 +31,12 @@ class Layers:
 
 
 def measure_layers(
-    device: Device, binding: Binding, context: Any, feeds: Mapping[str, Buffer], runs: int
+    library: Library,
+    gpu: Gpu,
+    binding: Binding,
+    context: Any,
+    feeds: Mapping[str, Buffer],
+    runs: int,
 ) -> dict[str, float]:
     """Median milliseconds of each layer over ``runs`` runs of a binding that captures nothing.
 
@@ -38,17 +45,17 @@ def measure_layers(
     binding.upload(feeds)
     for _ in range(_WARM_UP):
         binding.execute()
-    device.gpu.wait()
-    profiler = _make_profiler(device)
+    gpu.wait()
+    profiler = _make_profiler(library)
     context.profiler = profiler
     rows = []
     for _ in range(runs):
         profiler.times_ms = {}
         binding.execute()
-        device.gpu.wait()
+        gpu.wait()
         rows.append(profiler.times_ms)
     if not rows[0]:
-        raise BackendError(f"{device.library.name} {device.library.version} reports no layers")
+        raise BackendError(f"{library.name} {library.version} reports no layers")
     return {name: statistics.median(row.get(name, 0.0) for row in rows) for name in rows[0]}
 
 
@@ -62,9 +69,9 @@ def describe_layers(trt: Any, engine: Any, context: Any) -> Any:
         return None
 
 
-def _make_profiler(device: Device) -> Any:
+def _make_profiler(library: Library) -> Any:
     """A profiler of the library that adds up milliseconds by name in ``times_ms``."""
-    base = device.library.module.IProfiler
+    base = library.module.IProfiler
 
     def create(self: Any) -> None:
         base.__init__(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -90,14 +91,15 @@ def log_to(library: Library, sink: Sink) -> Iterator[Any]:
     """Lead the library's messages to ``sink`` inside the ``with``; yields the logger to hand over.
 
     There is one logger per process, as the library wants it: with nested uses the innermost sink
-    gets the messages, and outside of all they are dropped.
+    of the thread gets the messages, those of the library's own threads the innermost of all, and
+    outside of all they are dropped.
     """
-    logger = _logger(library)
-    logger.sinks.append(sink)
+    logger, entry = _logger(library), (threading.get_ident(), sink)
+    logger.sinks.append(entry)
     try:
         yield logger
     finally:
-        logger.sinks.remove(sink)
+        logger.sinks.remove(entry)
 
 
 _LOGGERS: dict[str, Any] = {}
@@ -113,8 +115,12 @@ def _logger(library: Library) -> Any:
 
         def log(self: Any, severity: Any, message: str) -> None:
             name = str(severity).rpartition(".")[2]
-            if self.sinks and name != "VERBOSE":  # of which there are thousands
-                self.sinks[-1](name, message)
+            if name == "VERBOSE":  # of which there are thousands
+                return
+            sinks = list(self.sinks)
+            own = [entry for entry in sinks if entry[0] == threading.get_ident()]
+            for _, sink in (own or sinks)[-1:]:
+                sink(name, message)
 
         logger_type = type("Logger", (base,), {"__init__": create, "log": log})
         _LOGGERS[library.name] = logger_type()

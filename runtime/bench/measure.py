@@ -54,10 +54,8 @@ def encode_photo(case: Case) -> bytes:
 def measure(case: Case, limits: Limits, stream: bytes) -> dict[str, Any]:
     """Measure a case in this process. Raises what opening and decoding raise."""
     bundle = Bundle.open(case.bundle)
-    backends = [
-        select(case.backend, bundle=bundle, threads=case.threads) for _ in range(case.streams)
-    ]
-    return measure_on(bundle, backends[0], case, limits, stream, backends[1:])
+    backend = select(case.backend, bundle=bundle, threads=case.threads)
+    return measure_on(bundle, backend, case, limits, stream)
 
 
 def measure_on(
@@ -66,13 +64,11 @@ def measure_on(
     case: Case,
     limits: Limits,
     stream: bytes,
-    others: Sequence[Backend] = (),
 ) -> dict[str, Any]:
     """Measure a case on a backend that is there; values are such that JSON can hold.
 
-    ``others``: decode the same at the same time. Latency and stages are those of ``backend`` among
-    them, images a second those of all. None is what is unknown: this machine or backend does not
-    tell it.
+    Where it has several streams, latency and stages are those of one decode among the others,
+    images a second those of all. None is what is unknown: this machine or backend does not tell it.
     """
     probe = Probe(backend)
     schedule = unpack(stream).header.schedule or bundle.codec.schedule
@@ -81,9 +77,9 @@ def measure_on(
     rows: list[dict[str, float]] = []
     starts: list[float] = []
     latencies: list[float] = []
-    lanes = Lanes(bundle, others, lambda c: _decode(c, case, stream), case.low_memory)
     with Codec(bundle, probe, low_memory=case.low_memory) as codec:
         first_ms, _, calls = _once(codec, probe, case, stream, schedule)
+        lanes = Lanes(codec, case.streams - 1, lambda c: _decode(c, case, stream))
         with lanes, GpuWatch(on_gpu) as watch:
             ends = time.perf_counter() + limits.warmup_seconds
             while time.perf_counter() < ends:
@@ -110,7 +106,9 @@ def measure_on(
         encode_rows = _encode_times(bundle, probe, case, limits, schedule)
     alone = graphs_alone(bundle, backend, probe.feeds) if limits.layers else None
     images = case.batch * (len(latencies) + lanes.done_between(began, ended))
-    seconds = ended - began if others else sum(latencies) / 1000  # with no PNG among the decodes
+    seconds = (
+        ended - began if case.streams > 1 else sum(latencies) / 1000
+    )  # with no PNG among the decodes
     medians = _medians(rows)
     runs = graph_runs(bundle, backend.variant, medians, calls, device_ms)
     ceiling = ceiling_of(backend, int8=any(run.int8_ops for run in runs))

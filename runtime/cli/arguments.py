@@ -106,7 +106,9 @@ def add_service_options(parser: Parser) -> None:
     add("--lanes", type=positive, metavar="N", help="processes that run the codec (default: few)")
     add("--threads", type=positive, metavar="N", help="CPU threads of a lane (default: its share)")
     add("--in-process", action="store_true", default=None, help="lanes are threads: less memory")
-    add("--max-batch", type=positive, metavar="N", help="streams decoded together (default: 1)")
+    add(
+        "--max-batch", type=positive, metavar="N", help="streams decoded together (default: by GPU)"
+    )
     add("--batch-window-ms", type=float, metavar="MS", help="time to wait for others (default: 2)")
     add("--max-queue", type=positive, metavar="N", help="requests that may wait (default: 64)")
     add("--max-body-bytes", type=positive, metavar="N", help="refuse longer images (default: 2^26)")

@@ -10,6 +10,7 @@ import enum
 import json
 import mmap
 import weakref
+from collections import defaultdict
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -49,8 +50,10 @@ class IProfiler:
 class StandInTensorRt:
     """``library`` takes the place of one that was imported.
 
-    ``runs`` counts what was enqueued or captured, ``contexts`` those made, ``compiled`` the shapes
-    that kernels were compiled for; a plan is refused on a GPU that is not among its ``targets``.
+    ``runs`` counts what was enqueued or captured, ``contexts`` those made, ``loaded`` the plans
+    that were, ``compiled`` the shapes that kernels were compiled for; ``scratches`` are addresses
+    that contexts worked at, and ``batches`` the first axis of what each graph was run on, by kind.
+    A plan is refused on a GPU that is not among its ``targets``.
     """
 
     name: str
@@ -58,7 +61,10 @@ class StandInTensorRt:
     sm: int = 89
     runs: int = 0
     contexts: int = 0
+    loaded: int = 0
     compiled: int = 0
+    scratches: set[int] = field(default_factory=set)
+    batches: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     plans: dict[bytes, tuple[GraphSource, Profile, tuple[int, ...]]] = field(default_factory=dict)
     config: Any = None
     logger: Any = None
@@ -92,6 +98,7 @@ class StandInTensorRt:
         if self.sm not in targets:
             self.complain("the engine plan file is generated on an incompatible device")
             return None
+        self.loaded += 1
         made = RtxPlanEngine if "rtx" in self.name else PlanEngine
         return made(self, source, profile)
 
@@ -220,6 +227,7 @@ class Context:
             owner.complain("enqueue failed")
             return False
         owner.runs += 1
+        owner.scratches.add(self.scratch[0])
         if owner.config is not None:
             kernels, compiling = owner.config.cache.kernels, str(sorted(self.shapes.items()))
             owner.compiled += compiling not in kernels
@@ -242,6 +250,7 @@ class Context:
             gpu.memory(*scratch)[:] = 0xEE
             gpu.clock_ms += 10
             feeds = {spec.name: tensor(spec).copy() for spec in source.inputs}
+            owner.batches[source.kind].append(len(feeds[source.inputs[0].name]))
             for spec, result in zip(source.outputs, run(feeds).values(), strict=True):
                 tensor(spec)[...] = result
 

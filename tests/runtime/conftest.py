@@ -161,5 +161,11 @@ def guided_bundle(make_bundle: Callable[..., Bundle]) -> Bundle:
 def fakes() -> Any:
     """What the fakes are made with, for test modules, which import nothing from one another."""
     return SimpleNamespace(
-        K=K, backend=backend, constants=constants, engine=engine, photo=photo, specs=SPECS
+        K=K,
+        backend=backend,
+        constants=constants,
+        engine=engine,
+        functions=FUNCTIONS,
+        photo=photo,
+        specs=SPECS,
     )

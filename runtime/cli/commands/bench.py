@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from percoedge.engines.tensorrt.binding import Captures
+from percoedge.engines.tensorrt.device import Captures
 from percoedge.errors import EngineError, PercoedgeError, UsageError
 from percoedge.runtime.bench.case import Case, Limits, cases_from_options
 from percoedge.runtime.bench.machine import describe

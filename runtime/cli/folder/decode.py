@@ -3,9 +3,9 @@
 Threads share one codec with its weights, and decode and write images: while one waits for its range
 decoder or writes its PNG, another one's graphs run. Graphs and zlib let go of Python's lock; what
 holds it, the range decoder above all, is about 1 % of an image. On a GPU, images of one size go
-through together; on a CPU one by one takes the least work. An output is renamed into its place
-when it is whole, and percoedge-outputs.jsonl says which outputs are ours: an interrupted run goes
-on where it stopped, and no other file is replaced.
+through together, as many as its engines take; on a CPU one by one takes the least work. An output
+is renamed into its place when it is whole, and percoedge-outputs.jsonl says which outputs are ours:
+an interrupted run goes on where it stopped, and no other file is replaced.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ REPORT_NAME = "percoedge-bad.jsonl"
 
 _SUFFIX = ".pco"
 _MAX_JOBS = 4
-_GPU_GROUP = 16  # images that a thread decodes together on a GPU; their engines cut it further
 
 
 def decode_folder(options: Namespace, console: Console) -> int:
@@ -90,8 +89,8 @@ def decode_folder(options: Namespace, console: Console) -> int:
                 codec.load_engines(
                     [k for k in ("entropy", "decoder") if k in bundle.kinds]
                 )  # and a backend that fails
-        together = backend.name != "onnxruntime-cpu" and not options.cut
-        groups = work.groups(todo, _GPU_GROUP if together else 1)
+        most = 1 if options.cut or not todo else codec.max_batch or 1
+        groups = work.groups(todo, most)
         run.all(groups, work.decode, min(jobs, len(groups)), line)
     seconds = time.perf_counter() - began
     result = {

@@ -18,7 +18,7 @@ from tensorrt_stand_in import Place
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
-from percoedge.engines.tensorrt import binding
+from percoedge.engines.tensorrt import device
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.binding import TensorRtBuffer
 from percoedge.engines.tensorrt.engine import TensorRtEngine
@@ -386,7 +386,7 @@ class TestMemory:
         flow.run(latents(), on_device=True)
         gc.collect()
         assert place.gpu.used_bytes > 0
-        binding._close(weakref.ref(place.backend._open()))
+        device._close(weakref.ref(place.backend._open()))
         assert (place.gpu.used_bytes, place.gpu.kept_bytes) == (0, 0)
         for engine in (flow, decoder):
             with pytest.raises(BackendError, match="is closed"):

@@ -96,39 +96,33 @@ def test_profilers_see_the_stages(
 
 
 def test_streams_decode_at_the_same_time(fakes: Any, fake_bundle: Bundle) -> None:
-    """Images of all lanes are counted; a lane that fails is not passed over."""
+    """Images of all are counted, calls of one; engines are loaded once, and errors are told."""
     threads: set[int] = set()
+    decoder = fakes.functions["decoder"]
 
-    def lane() -> Any:
-        inner = fakes.backend()
-
-        def load(graph: Any) -> Any:
-            threads.add(threading.get_ident())
-            return inner.load(graph)
-
-        return SimpleNamespace(name=inner.name, variant=inner.variant, load=load)
+    def noted(feeds: Any) -> Any:
+        threads.add(threading.get_ident())
+        return decoder(feeds)
 
     case = Case("fake", "auto", 30, 20, 2, 1, None, streams=3)
     stream = Codec(fake_bundle, fakes.backend()).encode(fakes.photo(20, 30))
-    result = measure_on(
-        fake_bundle,
-        fakes.backend(),
-        case,
-        Limits(0, 0.2, 4),
-        stream,
-        [lane(), lane()],
-    )
+    backend = fakes.backend(decoder=noted)
+    result = measure_on(fake_bundle, backend, case, Limits(0, 0.2, 4), stream)
     busy = 2 * result["iterations"] / (sum(result["latencies_ms"]) / 1000)
     assert result["images_per_s"] > busy
-    assert len(threads) == 2
+    assert len(threads) == 3
+    assert [kind for kind, _ in backend.engines].count("decoder") == 1
+    assert [graph["calls"] for graph in result["graphs"]] == [4, 1, 1]
     assert "write png" not in result["stages_ms"]
+    main = threading.get_ident()
 
     def fail(feeds: Any) -> Any:
-        raise BackendError("broken")
+        if threading.get_ident() != main:
+            raise BackendError("broken")
+        return decoder(feeds)
 
     with pytest.raises(BackendError, match="broken"):
-        broken = fakes.backend(decoder=fail)
-        measure_on(fake_bundle, fakes.backend(), case, Limits(0, 0, 4), stream, [broken])
+        measure_on(fake_bundle, fakes.backend(decoder=fail), case, Limits(0, 0, 4), stream)
 
 
 def test_encoding_is_measured_too(fake_bundle: Bundle, measured: Any) -> None:
