@@ -7,8 +7,10 @@ latents. On a device, all of that stays there and is queued without waiting: see
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,14 @@ from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import Buffer, Engine
 from percoedge.errors import BackendError
 from percoedge.runtime.tiling.device import Axis, DeviceTiling, cut_feeds
-from percoedge.runtime.tiling.tiles import Tile, context_tiles, overlapping_tiles, ramp
+from percoedge.runtime.tiling.tiles import (
+    Tile,
+    batch_parts,
+    context_tiles,
+    even_tiles,
+    overlapping_tiles,
+    ramp,
+)
 
 __all__ = ["decode_latent", "noise", "sample"]
 
@@ -242,19 +251,47 @@ def _decode(
     if len(pairs) == 1:
         return np.asarray(engine.run({name: latent})["image"])
     pixels = np.empty((batch, height * codec.stride, width * codec.stride, 3), np.uint8)
-    for outer, inner in pairs:
-        rows, columns = outer.scaled(cells)
-        tile: Buffer
+    parts = [slice(number, number + 1) for number in range(len(pairs))]
+    if engine.max_batch is not None:  # a device takes several, of one shape
+        pairs = even_tiles(pairs)
+        area = batch * prod(pairs[0][0].shape) * codec.stride**2
+        parts = batch_parts(len(pairs), area, engine.max_batch // batch)
+    runs: deque[tuple[list[tuple[Tile, Tile]], Buffer]] = deque()
+    for part in parts:
+        tiles = [_scaled(outer, cells) for outer, _ in pairs[part]]
+        feed: Buffer
         if cut is None:
-            tile = np.ascontiguousarray(np.asarray(latent)[..., rows, columns])
+            source = np.asarray(latent)
+            feed = np.concatenate([source[(..., *tile.slices)] for tile in tiles])
         else:
-            place = Tile(rows.start, rows.stop, columns.start, columns.stop)
-            feeds = cut_feeds([place], batch, (height * cells, width * cells))
-            tile = cut.run({"x": latent, **feeds}, on_device=True)["tiles"]
-        image = np.asarray(engine.run({name: tile})["image"])
-        top = (inner.top - outer.top) * codec.stride
-        left = (inner.left - outer.left) * codec.stride
-        rows, columns = inner.scaled(codec.stride)
-        size = (rows.stop - rows.start, columns.stop - columns.start)
-        pixels[:, rows, columns] = image[:, top : top + size[0], left : left + size[1]]
+            feeds = cut_feeds(tiles, batch, (height * cells, width * cells))
+            feed = cut.run({"x": latent, **feeds}, on_device=True)["tiles"]
+        on_device = engine.max_batch is not None
+        image = engine.run({name: feed}, on_device=on_device)["image"]
+        if not isinstance(image, np.ndarray):
+            image.begin_fetch()  # before the next run is queued
+        runs.append((pairs[part], image))
+        if len(runs) > on_device:  # it works on one while the host takes another
+            _place(pixels, *runs.popleft(), codec.stride)
+    for run in runs:
+        _place(pixels, *run, codec.stride)
     return pixels
+
+
+def _scaled(tile: Tile, factor: int) -> Tile:
+    """The same in a grid that is finer."""
+    rows, columns = tile.scaled(factor)
+    return Tile(rows.start, rows.stop, columns.start, columns.stop)
+
+
+def _place(
+    pixels: NDArray[np.uint8], pairs: Sequence[tuple[Tile, Tile]], image: Buffer, stride: int
+) -> None:
+    """Put the inner parts of decoded tiles (t*n,...), tile by tile, into pixels (n,H,W,3)."""
+    decoded = np.asarray(image).reshape(len(pairs), len(pixels), *image.shape[1:])
+    for (outer, inner), tile in zip(pairs, decoded, strict=True):
+        top, left = (inner.top - outer.top) * stride, (inner.left - outer.left) * stride
+        rows, columns = (side * stride for side in inner.shape)
+        pixels[(slice(None), *inner.scaled(stride))] = tile[
+            :, top : top + rows, left : left + columns
+        ]

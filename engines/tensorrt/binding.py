@@ -94,7 +94,8 @@ class TensorRtBuffer:
         host, fetched = self._begun or self._queue_fetch()
         self._begun = None  # what is handed out is the caller's
         self.gpu.enter()
-        fetched.wait()
+        if not fetched.reached:
+            fetched.wait()
         array = host.array.view(self.dtype).reshape(self.shape)
         return array if dtype is None else array.astype(dtype, copy=False)
 

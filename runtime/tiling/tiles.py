@@ -5,6 +5,7 @@ All sizes are in cells of some grid; nothing here knows what they hold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ __all__ = [
     "Tile",
     "batch_parts",
     "context_tiles",
+    "even_tiles",
     "grid_of",
     "grid_tiles",
     "overlapping_tiles",
@@ -114,6 +116,20 @@ def context_tiles(
         )
         pairs.append((outer, inner))
     return pairs
+
+
+def even_tiles(pairs: Sequence[tuple[Tile, Tile]]) -> list[tuple[Tile, Tile]]:
+    """Such pairs with outer tiles all as large as the largest: those at the edges reach further in.
+
+    More context changes nothing inside, and tiles of one shape go through a graph together.
+    """
+    height, width = (max(outer.shape[axis] for outer, _ in pairs) for axis in (0, 1))
+    bottom, right = max(outer.bottom for outer, _ in pairs), max(outer.right for outer, _ in pairs)
+    even = []
+    for outer, inner in pairs:
+        top, left = min(outer.top, bottom - height), min(outer.left, right - width)
+        even.append((Tile(top, top + height, left, left + width), inner))
+    return even
 
 
 def overlapping_tiles(length: int, most: int, overlap: int) -> tuple[int, list[int]]:

@@ -6,10 +6,12 @@ Graphs are run for real, on the CPU; what the stand-ins check is everything arou
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,10 +19,11 @@ from PIL import Image
 from tensorrt_stand_in import Place
 
 from percoedge import Codec
-from percoedge.bitstream.schedules import pass_count
+from percoedge.bitstream.schedules import pass_count, passes
 from percoedge.bundles import shipped_photo
 from percoedge.engines import selection as backends
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.bundle.manifest import fingerprint_of
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.engines.plans.record import PlanRecord
 from percoedge.engines.selection import available, select
@@ -323,7 +326,7 @@ def captured(backend: TensorRtBackend) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_decode_waits_for_the_passes_and_twice_more(
+def test_a_decode_waits_for_the_passes_and_the_image(
     make_place: Callable[..., Place], steps: int
 ) -> None:
     """Of 512x512 on four tiles: all behind the tokens is queued at once, from captured graphs."""
@@ -344,10 +347,36 @@ def test_a_decode_waits_for_the_passes_and_twice_more(
         with place.backend.trace() as times_ms:
             codec.decode(stream, steps=steps)
             waited = place.gpu.syncs - syncs
-    assert waited == pass_count(tiny.codec.schedule) + 2
+    assert waited == pass_count(tiny.codec.schedule) + 1
     assert second == (8 + 3 * steps + 1,) * 2  # all of them, from the second image on
     assert captured(place.backend) == (more_runs + second[0], more_launches + second[0])
     assert times_ms["device to host"] == 8 + 2  # weights of each pass, the image, the latents
+
+
+def test_an_image_of_many_tiles_waits_three_times_a_pass(
+    make_place: Callable[..., Place],
+) -> None:
+    """As many tiles as 4096x4096 has for tokens and pixels, 16 and 64, but smaller ones."""
+    place, tiny = make_place("tensorrt"), Bundle.open("tiny")
+    smaller = {"entropy_tile": 4, "flow_tile": 8, "flow_overlap": 2, "decoder_tile": 2}
+    constants = msgspec.structs.replace(tiny.codec, **smaller, decoder_margin=1)
+    digest = fingerprint_of(tiny.manifest.language, constants)
+    manifest = msgspec.structs.replace(tiny.manifest, codec=constants, fingerprint=digest)
+    tiles = Bundle(manifest, tiny._storage, tiny.path)
+    place.build_all(tiles, batches=(1, 8), sizes=((256, 256),))
+    photo = Image.open(shipped_photo()).convert("RGB").resize((256, 256))
+    with Codec(tiles, OnnxRuntimeBackend(precision="fp16")) as cpu:
+        stream = cpu.encode(photo)
+    with Codec(tiles, place.backend) as codec:
+        for _ in range(3):
+            syncs, place.trt.batches = place.gpu.syncs, defaultdict(list)
+            codec.decode(stream, steps=1)
+            waited = place.gpu.syncs - syncs
+    # Of tiles this small one of eight passes has no cells; with it, it would be 3 times 8.
+    with_cells = sum(len(cells) > 0 for cells in passes(tiny.codec.schedule, 4, 4))
+    assert place.trt.batches["entropy"] == [8] * 2 * with_cells
+    assert place.trt.batches["decoder"] == [8] * 8
+    assert waited == 2 * with_cells + 8
 
 
 def test_a_batch_of_tiled_images_is_cut_to_what_every_plan_takes(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.contract import Engine, TensorSpec, check_tensors
+from percoedge.engines.contract import TensorSpec, check_tensors
 from percoedge.engines.fake import FakeBuffer, FakeEngine
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.engines.plans.profiles import profile_for
@@ -18,7 +18,7 @@ from percoedge.engines.tiling import TILING, tiling_graph
 from percoedge.runtime.bench.alone import graphs_alone
 from percoedge.runtime.flow import decode_latent, noise, sample
 from percoedge.runtime.tiling.device import cut_feeds
-from percoedge.runtime.tiling.tiles import Tile
+from percoedge.runtime.tiling.tiles import Tile, context_tiles
 
 SIZES = st.integers(1, 11)
 
@@ -114,17 +114,23 @@ def test_what_is_not_finite_stays_so(fakes: Any, tilers: Any) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(height=SIZES, width=SIZES, count=st.integers(1, 2))
-def test_the_decoder_takes_its_tiles_from_the_device(
-    fakes: Any, tilers: Any, height: int, width: int, count: int
+@given(height=SIZES, width=SIZES, count=st.integers(1, 2), most=st.integers(1, 5))
+def test_the_decoder_takes_tiles_of_one_shape_together(
+    fakes: Any, tilers: Any, height: int, width: int, count: int, most: int
 ) -> None:
+    """From the device, and from the host."""
     latent = 60 + 30 * np.stack([noise(s, 4, 2 * height, 2 * width) for s in range(count)])
     constants = fakes.constants()
     wanted = decode_latent(fakes.engine("decoder"), latent, constants)
-    cut: Engine = tilers["cut"]
-    np.testing.assert_array_equal(
-        decode_latent(fakes.engine("decoder"), latent, constants, cut), wanted
-    )
+    pairs = context_tiles(height, width, constants.decoder_tile, constants.decoder_margin)
+    for here, cut in ((FakeBuffer(latent), tilers["cut"]), (latent, None)):
+        decoder = fakes.engine("decoder")
+        decoder.max_batch = count * most
+        np.testing.assert_array_equal(decode_latent(decoder, here, constants, cut), wanted)
+        shapes = [call.feeds["x"].shape for call in decoder.calls]
+        assert len({shape[1:] for shape in shapes}) == 1
+        assert len(shapes) == -(-len(pairs) // most)
+        assert sum(shape[0] for shape in shapes) == count * len(pairs)
 
 
 def test_bench_knows_these_graphs() -> None:
