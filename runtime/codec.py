@@ -20,6 +20,7 @@ from percoedge.engines.selection import select
 from percoedge.errors import UsageError
 from percoedge.runtime.decoding import (
     Batch,
+    Noise,
     batch_slices,
     batches,
     open_stream,
@@ -287,9 +288,10 @@ class Codec:
         return Batch([stream], [0], settings, cut)
 
     def _images(self, batch: Batch) -> list[Image.Image]:
-        tokens = read_tokens(self._engines, batch)
+        start = Noise(batch)
+        tokens = read_tokens(self._engines, batch, start)
         condition = self._text.condition(batch.captions)
-        return render(self._engines, batch, tokens, condition)
+        return render(self._engines, batch, tokens, condition, start)
 
     def _progress(self, batch: Batch) -> Iterator[ProgressiveImage]:
         condition = self._text.condition(batch.captions)

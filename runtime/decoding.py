@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +29,7 @@ from percoedge.runtime.tiling.tiles import batch_parts, context_tiles, grid_of, 
 
 __all__ = [
     "Batch",
+    "Noise",
     "batch_slices",
     "batches",
     "open_stream",
@@ -136,11 +138,40 @@ def batch_slices(batch: Batch, most: int) -> list[Batch]:
     ]
 
 
-def read_tokens(engines: EngineSet, batch: Batch) -> NDArray[np.int32]:
-    """Tokens int32 (n,h,w), sampled where they are not in the stream. Raises StreamError."""
+class Noise:
+    """What the flow of each image of a batch starts from, made when it is asked for."""
+
+    def __init__(self, batch: Batch) -> None:
+        constants = batch.settings.bundle.codec
+        cells = constants.stride // constants.latent_stride if constants.latent_channels else 1
+        height, width = (side * cells for side in batch.grid)
+        self._shape = (constants.latent_channels, height, width)
+        self._seeds = [batch.settings.seed_for(stream) for stream in batch.streams]
+        self._begun: list[Future[NDArray[np.float32]]] = []
+
+    def begin(self, count: int) -> None:
+        """Make that of the first images in a thread: the host has time while a device works."""
+        if self._shape[0]:  # else there is no flow
+            thread = ThreadPoolExecutor(1)
+            self._begun = [thread.submit(noise, seed, *self._shape) for seed in self._seeds[:count]]
+            thread.shutdown(wait=False)
+
+    def of(self, part: slice) -> NDArray[np.float32]:
+        """That of some of the images: float32 (n,C,H,W)."""
+        begun = [future.result() for future in self._begun[part]]
+        return np.stack(begun + [noise(s, *self._shape) for s in self._seeds[part][len(begun) :]])
+
+
+def read_tokens(engines: EngineSet, batch: Batch, start: Noise | None = None) -> NDArray[np.int32]:
+    """Tokens int32 (n,h,w), sampled where they are not in the stream. Raises StreamError.
+
+    ``start``: noise to begin with meanwhile, where tokens are read with a device.
+    """
     grid, schedule = batch.grid, batch.schedule
     passes_sent, cut = batch.streams[0].header.passes_sent, _cut(batch)
     with entropy_codec(engines, schedule) as coder, engines.clock.timed("entropy decoding"):
+        if start is not None and coder.engine is not None and coder.engine.max_batch is not None:
+            start.begin(coder.engine.max_batch)
         if passes_sent is None and cut is False and batch.passes is None:
             data = [stream.tokens for stream in batch.streams]
             parts = batch.parts(coder.engine)
@@ -188,15 +219,17 @@ def render(
     batch: Batch,
     tokens: NDArray[np.int32],
     condition: Mapping[str, Buffer],
+    start: Noise | None = None,
 ) -> list[Image.Image]:
     """Tokens int32 (n,h,w) -> the images of a batch.
 
-    ``condition``: what its captions become. Raises EngineError.
+    ``condition``: what its captions become. ``start``: noise that may have been begun. Raises
+    EngineError.
     """
     constants, clock = engines.bundle.codec, engines.clock
     latents: list[Buffer] = [tokens]
     if constants.latent_channels:
-        latents = _latents(engines, batch, tokens, condition)
+        latents = _latents(engines, batch, tokens, condition, start or Noise(batch))
     images: list[Image.Image] = []
     header = batch.streams[0].header
     tiled = len(context_tiles(*batch.grid, constants.decoder_tile, constants.decoder_margin)) > 1
@@ -221,13 +254,12 @@ def _latents(
     batch: Batch,
     tokens: NDArray[np.int32],
     condition: Mapping[str, Buffer],
+    start: Noise,
 ) -> list[Buffer]:
     """Latents float32 (n,C,H,W) of a batch, from the flow: one buffer for each part of it."""
     constants, settings = engines.bundle.codec, batch.settings
     steps = settings.steps_for(batch.streams[0])
     guidance = settings.guidance_for(batch.streams[0])
-    cells = constants.stride // constants.latent_stride
-    height, width = (side * cells for side in tokens.shape[1:])
     latents: list[Buffer] = []
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(engines.use("flow" if guidance is None else "flow_guided"))
@@ -235,14 +267,11 @@ def _latents(
         tilers = stack.enter_context(engines.tilers(*TILING, on_device=tiled))
         for part in batch.parts(engine, *(tilers or {}).values()):
             with engines.clock.timed("noise"):
-                seeds = [settings.seed_for(stream) for stream in batch.streams[part]]
-                start = np.stack(
-                    [noise(seed, constants.latent_channels, height, width) for seed in seeds]
-                )
+                x = start.of(part)
             with engines.clock.timed("flow"):
                 texts = {name: slice_of(buffer, part) for name, buffer in condition.items()}
                 latents.append(
-                    sample(engine, tokens[part], start, steps, guidance, constants, texts, tilers)
+                    sample(engine, tokens[part], x, steps, guidance, constants, texts, tilers)
                 )
     return latents
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from percoedge.errors import (
 )
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.engine_set import EngineSet
+from percoedge.runtime.flow import noise
 from percoedge.runtime.images import Source
 from percoedge.runtime.tiling import tiles
 from percoedge.runtime.tiling.tiles import grid_tiles
@@ -606,6 +608,34 @@ def test_latents_stay_on_the_device(codec: Codec, backend: FakeBackend, fakes: A
     flow, decoder = engine_of(backend, "flow"), engine_of(backend, "decoder")
     assert [buffer.fetches for buffer in flow.buffers] == [0, 0, 0, 1]
     assert decoder.calls[0].from_device == {"x"}
+
+
+def test_noise_is_made_while_a_device_reads_tokens(
+    fake_bundle: Bundle, fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another thread, and before the first pass is done; on a CPU where it is needed."""
+    made, threads = threading.Event(), []
+
+    def noted(*args: Any) -> Any:
+        threads.append(threading.get_ident())
+        made.set()
+        return noise(*args)
+
+    def waiting(feeds: Any) -> Any:
+        assert made.wait(60)
+        return fakes.functions["entropy"](feeds)
+
+    monkeypatch.setattr("percoedge.runtime.decoding.noise", noted)
+    cpu, device = Codec(fake_bundle, fakes.backend()), fakes.backend(entropy=waiting)
+    device.max_batch = 2
+    streams = [cpu.encode(fakes.photo(20, 20, seed)) for seed in range(3)]
+    wanted = [cpu.decode(stream) for stream in streams]
+    here = threading.get_ident()
+    assert threads == [here] * 3
+    threads.clear()
+    made.clear()
+    assert Codec(fake_bundle, device).decode_batch(streams) == wanted
+    assert [thread == here for thread in threads] == [False, False, True]
 
 
 def test_timings_are_those_of_the_last_call(codec: Codec, fakes: Any) -> None:
