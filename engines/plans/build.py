@@ -119,16 +119,18 @@ def build_plan(
     targets: Sequence[int] = (),
     workspace_mib: int | None = None,
     level: int | None = None,
+    each_batch: bool = False,
     timing: bytes = b"",
     progress: Progress | None = None,
 ) -> BuiltPlan:
     """Build one graph into the file ``plan``.
 
     ``targets``: compute capabilities to build for, none for the GPU at hand. ``workspace_mib``: the
-    most that one layer may use for itself. ``level``: of optimisation, 0 to 5. ``timing``: what an
-    earlier build left of the times of kernels. The builder's words go to ``log``. Ctrl-C stops the
-    build. Raises BackendError when the library refuses the graph, UsageError for targets it does
-    not know, and OutputError when the engine file cannot be written.
+    most that one layer may use for itself. ``level``: of optimisation, 0 to 5. ``each_batch``: see
+    ``Profile.tuned``. ``timing``: what an earlier build left of the times of kernels. The builder's
+    words go to ``log``. Ctrl-C stops the build. Raises BackendError when the library refuses the
+    graph, UsageError for targets it does not know, and OutputError when the engine file cannot be
+    written.
     """
     check_targets(library, targets)
     messages = _Messages(log)
@@ -140,11 +142,12 @@ def build_plan(
         if level is not None:
             config.builder_optimization_level = level
         times = _timing_cache(library, config, timing)
-        shapes = builder.create_optimization_profile()
-        for spec in graph.inputs:
-            if any(isinstance(axis, str) for axis in spec.shape):
-                shapes.set_shape(spec.name, *profile.shapes(spec))
-        config.add_optimization_profile(shapes)
+        for tuned in profile.tuned(each_batch):
+            shapes = builder.create_optimization_profile()
+            for spec in graph.inputs:
+                if any(isinstance(axis, str) for axis in spec.shape):
+                    shapes.set_shape(spec.name, *tuned.shapes(spec))
+            config.add_optimization_profile(shapes)
         with _interruptible() as interrupted:
             monitor = _monitor(library, progress, interrupted)
             if monitor is not None:
@@ -187,7 +190,7 @@ class _Messages:
         elif _CONTRADICTION in text:
             self.contradiction = text
         elif match := _MEMORY.match(text):
-            self.memory[match[1]] = int(match[2])
+            self.memory[match[1]] = max(int(match[2]), self.memory.get(match[1], 0))
         with contextlib.suppress(OSError, ValueError):  # a full disk ends the build elsewhere
             self._log.write(f"{time.perf_counter() - self._began:9.3f} {severity:7} {text}\n")
 

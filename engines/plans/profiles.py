@@ -51,6 +51,19 @@ class Profile:
     def __str__(self) -> str:
         return ", ".join(f"{s} {low}..{high}" for s, (low, _, high) in self.ranges.items())
 
+    def tuned(self, each_batch: bool) -> tuple[Profile, ...]:
+        """What the library is to be given: this, fastest at the typical batch ("n").
+
+        With ``each_batch`` one for batches up to the typical one, and one that is fastest at the
+        largest.
+        """
+        low, typical, high = self.ranges.get("n", (1, 1, 1))
+        if not each_batch or typical == high:
+            return (self,)
+        batches = (low, typical, typical), (low, high, high)
+        small, large = (Profile({**self.ranges, "n": batch}) for batch in batches)
+        return small, large
+
     def shapes(self, spec: TensorSpec) -> tuple[Shape, Shape, Shape]:
         """Smallest, typical and largest shape of a tensor; raises KeyError for another symbol."""
         low, typical, high = (

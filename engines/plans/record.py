@@ -45,7 +45,8 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``percoedge build`` was asked for: enough to ask for it again.
 
     ``sizes``: width and height of pictures in pixels, none for every size. ``workspace_mib`` and
-    ``level`` (of optimisation): None leaves it to the library.
+    ``level`` (of optimisation): None leaves it to the library. ``each_batch``: be fast at the
+    largest batch, too; see ``Profile.tuned``.
     """
 
     bundle: str = "BUNDLE"
@@ -53,6 +54,7 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batches: tuple[int, ...] = DISCRETE_BATCHES
     workspace_mib: int | None = None
     level: int | None = None
+    each_batch: bool = False
 
 
 class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -64,7 +66,7 @@ class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ``driver``: of the GPU at build, None where there was none. ``built``: time in UTC.
     """
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     kind: _Name
     precision: _Name
     graph_sha256: _Digest
@@ -115,6 +117,8 @@ def rebuild_command(
         words += ["--sizes", ",".join(f"{width}x{height}" for width, height in request.sizes)]
     if request.batches != DISCRETE_BATCHES:
         words += ["--batch", ",".join(map(str, request.batches))]
+    if request.each_batch:
+        words += ["--each-batch"]
     if request.workspace_mib is not None:
         words += ["--workspace", str(request.workspace_mib)]
     if request.level is not None:

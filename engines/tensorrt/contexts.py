@@ -6,6 +6,7 @@ for the GPU at hand when a plan is run, and captures CUDA graphs by itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from percoedge.engines.plans.cache import PlanCache, kernels_name
@@ -33,18 +34,30 @@ class Contexts:
             self._options = self._configuration()
             self.captures = self._set_up(self._options)
 
-    def make(self) -> Any:
-        """One more context, or None when the library refuses."""
-        return self._engine.create_execution_context(self._options)
+    def make(self, sizes: Mapping[str, int], stream: int) -> Any:
+        """One more context for these sizes of symbols, or None when the library refuses.
 
-    def make_plain(self) -> Any:
-        """A context that never captures by itself, so that its layers can be timed; or None."""
+        ``stream``: where it is to be used.
+        """
+        return self._tuned(self._engine.create_execution_context(self._options), sizes, stream)
+
+    def make_plain(self, sizes: Mapping[str, int], stream: int) -> Any:
+        """The same, but it never captures by itself, so that its layers can be timed."""
         options = self._options
         if hasattr(options, "cuda_graph_strategy"):
             options = self._configuration()
             self._set_up(options)
             options.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
-        return self._engine.create_execution_context(options)
+        return self._tuned(self._engine.create_execution_context(options), sizes, stream)
+
+    def _tuned(self, context: Any, sizes: Mapping[str, int], stream: int) -> Any:
+        """The context with the first of the plan's profiles that covers the sizes."""
+        profiles = self._record.profile.tuned(self._record.request.each_batch)
+        if context is None or len(profiles) == 1:
+            return context
+        fitting = (number for number, one in enumerate(profiles) if one.covers(sizes))
+        number = next(fitting, 0)  # shapes that none covers are refused later
+        return context if context.set_optimization_profile_async(number, stream) else None
 
     def describe(self, context: Any) -> Any:
         """What the library tells of the engine's layers; see ``describe_layers``."""

@@ -142,14 +142,18 @@ class TensorRtEngine:
         return bindings[key]
 
     def _bind(
-        self, lane: Lane, feeds: Mapping[str, Buffer], make: Callable[[], Any], captures: bool
+        self,
+        lane: Lane,
+        feeds: Mapping[str, Buffer],
+        make: Callable[[Mapping[str, int], int], Any],
+        captures: bool,
     ) -> tuple[Binding, Any]:
         """A new binding for feeds of these shapes, which are checked, and its context."""
         sizes = check_tensors(self._where + ": input", self.inputs, feeds)
         if not self._record.profile.covers(sizes):
             raise self._beyond(sizes)
         with self._device.lock:
-            context = make()
+            context = make(sizes, lane.gpu.stream)
             if context is None:
                 raise lane.gpu.failure(self._where, "TensorRT made no execution context")
             binding = Binding(

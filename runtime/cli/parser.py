@@ -272,6 +272,11 @@ def _add_build(commands: _Commands) -> None:
         help="folder of engine files (default: $PERCOEDGE_CACHE, else the user's cache folder)",
     )
     build.add_argument(
+        "--each-batch",
+        action="store_true",
+        help="fast at the largest of --batch, too: longer builds, larger engine files",
+    )
+    build.add_argument(
         "--workspace", type=positive, metavar="MIB", help="most memory for one layer"
     )
     build.add_argument(

@@ -52,8 +52,9 @@ class StandInTensorRt:
 
     ``runs`` counts what was enqueued or captured, ``contexts`` those made, ``loaded`` the plans
     that were, ``compiled`` the shapes that kernels were compiled for; ``scratches`` are addresses
-    that contexts worked at, and ``batches`` the first axis of what each graph was run on, by kind.
-    A plan is refused on a GPU that is not among its ``targets``.
+    that contexts worked at, ``batches`` the first axis of what each graph was run on, by kind, and
+    ``used_profiles`` the number of the profile of each run. A plan is refused on a GPU that is not
+    among its ``targets``.
     """
 
     name: str
@@ -65,7 +66,10 @@ class StandInTensorRt:
     compiled: int = 0
     scratches: set[int] = field(default_factory=set)
     batches: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    plans: dict[bytes, tuple[GraphSource, Profile, tuple[int, ...]]] = field(default_factory=dict)
+    plans: dict[bytes, tuple[GraphSource, tuple[Profile, ...], tuple[int, ...]]] = field(
+        default_factory=dict
+    )
+    used_profiles: list[int] = field(default_factory=list)
     config: Any = None
     logger: Any = None
     broken: bool = False
@@ -94,20 +98,22 @@ class StandInTensorRt:
         return SimpleNamespace(deserialize_cuda_engine=self._deserialize)
 
     def _deserialize(self, plan: bytes | mmap.mmap) -> Any:
-        source, profile, targets = self.plans[bytes(plan)]
+        source, profiles, targets = self.plans[bytes(plan)]
         if self.sm not in targets:
             self.complain("the engine plan file is generated on an incompatible device")
             return None
         self.loaded += 1
         made = RtxPlanEngine if "rtx" in self.name else PlanEngine
-        return made(self, source, profile)
+        return made(self, source, profiles)
 
 
 class PlanEngine:
     """An engine of tensorrt 10.3."""
 
-    def __init__(self, owner: StandInTensorRt, source: GraphSource, profile: Profile) -> None:
-        self.owner, self.source, self.profile = owner, source, profile
+    def __init__(
+        self, owner: StandInTensorRt, source: GraphSource, profiles: tuple[Profile, ...]
+    ) -> None:
+        self.owner, self.source, self.profiles = owner, source, profiles
         self.run = OnnxRuntimeBackend(threads=1).load(source).run
         self.specs = {spec.name: spec for spec in (*source.inputs, *source.outputs)}
         self.num_io_tensors = len(self.specs)
@@ -187,9 +193,16 @@ class Context:
         self.needed = 0
         self.profiler: Any = None
         self.captures = False
+        self.profile = 0
+
+    def set_optimization_profile_async(self, number: int, stream: int) -> bool:
+        assert not self.shapes and stream in self.gpu._queues
+        self.profile = number
+        return number < len(self.engine.profiles)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        low, _, high = self.engine.profile.shapes(self.engine.specs[name])
+        profile = self.engine.profiles[self.profile]
+        low, _, high = profile.shapes(self.engine.specs[name])
         fits = all(a <= side <= b for a, side, b in zip(low, shape, high, strict=True))
         self.shapes[name] = shape
         if not fits:
@@ -235,6 +248,7 @@ class Context:
         alive, addresses, shapes = weakref.ref(self), dict(self.addresses), dict(self.shapes)
         shapes |= {spec.name: self.get_tensor_shape(spec.name) for spec in source.outputs}
         scratch, run, gpu = self.scratch, self.engine.run, self.gpu
+        profile = self.profile
 
         def tensor(spec: TensorSpec) -> Any:
             dtype = np.dtype(spec.dtype)
@@ -251,6 +265,7 @@ class Context:
             gpu.clock_ms += 10
             feeds = {spec.name: tensor(spec).copy() for spec in source.inputs}
             owner.batches[source.kind].append(len(feeds[source.inputs[0].name]))
+            owner.used_profiles.append(profile)
             for spec, result in zip(source.outputs, run(feeds).values(), strict=True):
                 tensor(spec)[...] = result
 
@@ -282,8 +297,8 @@ class Place:
         asked = BuildRequest(**{"bundle": "toy", "batches": (1,), **request})
         specs = (*source.inputs, *source.outputs)
         profile = profile_for(kind, specs, bundle.codec, asked.sizes, asked.batches)
-        plan = f"{kind} {profile} {targets}".encode()
-        self.trt.plans[plan] = source, profile, targets
+        plan = f"{kind} {profile} {asked.each_batch} {targets}".encode()
+        self.trt.plans[plan] = source, profile.tuned(asked.each_batch), targets
         with self.cache.scratch() as folder:
             (folder / "plan").write_bytes(plan)
             self.cache.store(

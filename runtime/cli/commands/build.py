@@ -81,6 +81,7 @@ def build(options: Namespace, console: Console) -> int:
         batches=tuple(_number("batch", text) for text in _items(options.batch)) or DISCRETE_BATCHES,
         workspace_mib=None if options.workspace is None else _workspace(options.workspace),
         level=options.level,
+        each_batch=options.each_batch,
     )
     sms = tuple(sorted({_number("sm", text) for text in _items(options.sm)}))
     bundle = Bundle.open(options.bundle)
@@ -193,6 +194,7 @@ def _build_graph(job: _Job, kind: str, profile: Profile, progress: Progress) -> 
                     targets=job.targets if supported_targets(job.library) else (),
                     workspace_mib=job.request.workspace_mib,
                     level=job.request.level,
+                    each_batch=job.request.each_batch,
                     timing=job.cache.kept(timing) or b"",
                     progress=progress,
                 )

@@ -113,6 +113,17 @@ def test_tensors_beyond_32_bits_are_refused(constants: CodecConstants) -> None:
         profile_for("entropy", specs, constants, (), (1024,))
 
 
+def test_each_batch_has_a_profile() -> None:
+    profile = Profile({"n": (1, 2, 8), "h": (1, 4, 9)})
+    assert profile.tuned(False) == (profile,)
+    assert [one.ranges for one in profile.tuned(True)] == [
+        {"n": (1, 2, 2), "h": (1, 4, 9)},
+        {"n": (1, 8, 8), "h": (1, 4, 9)},
+    ]
+    for same in (Profile({"n": (1, 8, 8)}), Profile({"h": (1, 4, 9)})):
+        assert same.tuned(True) == (same,)
+
+
 def test_what_is_covered() -> None:
     profile = Profile({"n": (1, 1, 2), "h": (2, 4, 8)})
     assert profile.covers({"n": 2, "h": 2}) and profile.covers({"h": 8})

@@ -70,6 +70,21 @@ class TestResults:
                 for name in want:
                     np.testing.assert_array_equal(np.asarray(got[name]), want[name])
 
+    def test_the_profile_is_the_one_for_the_batch(
+        self, place: Place, bundle: Bundle, toy: Any
+    ) -> None:
+        """With --each-batch small batches take the first; else there is one for all."""
+        for each_batch, wanted in ((True, [0, 0, 1, 1]), (False, [0] * 4)):
+            place.trt.used_profiles.clear()
+            source = place.build(bundle, "flow", batches=(2, 4), each_batch=each_batch)
+            with place.backend.load(source) as flow:
+                for n in (1, 2, 3, 4):
+                    out = flow.run(latents(n))["x_next"]
+                    np.testing.assert_allclose(out, reference(toy, latents(n)), atol=1e-5)
+                with pytest.raises(BackendError, match="expected n 1..4"):
+                    flow.run(latents(5))
+            assert place.trt.used_profiles == wanted
+
     def test_strided_feeds(self, place: Place, bundle: Bundle, toy: Any) -> None:
         feeds = latents()
         want = reference(toy, feeds)
@@ -414,7 +429,8 @@ _NAMES = {
     "ICudaEngine": "create_execution_context num_io_tensors get_tensor_name get_tensor_mode "
     "get_tensor_dtype get_tensor_shape create_engine_inspector",
     "IExecutionContext": "set_input_shape get_tensor_shape set_tensor_address set_device_memory "
-    "update_device_memory_size_for_shapes execute_async_v3 profiler",
+    "update_device_memory_size_for_shapes execute_async_v3 profiler "
+    "set_optimization_profile_async",
     "IProfiler": "report_layer_time",
     "EngineInspector": "execution_context get_engine_information",
     "LayerInformationFormat": "JSON",

@@ -97,6 +97,16 @@ def test_what_a_person_reads(run: Run, root: Path, library: Library, tmp_path: P
     assert (result.code, result.out, result.err) == (0, "", "")
 
 
+def test_each_batch_makes_one_engine_file_for_both(run: Run, root: Path, library: Library) -> None:
+    plain = json.loads(run(*DECODER, "--sizes", "512x512", "--json").out)["graphs"][0]
+    both = json.loads(run(*DECODER, "--sizes", "512x512", "--each-batch", "--json").out)
+    (row,) = both["graphs"]
+    assert row["profile"] == plain["profile"]
+    assert row["bytes"] > plain["bytes"] > 1 << 20
+    assert "--sizes 512x512 --each-batch --graph decoder" in Path(row["log"]).read_text()
+    assert PlanCache().records("tensorrt-rtx")[0].request.each_batch
+
+
 def test_a_refusal_names_the_command_that_mends_it(run: Run, root: Path, library: Library) -> None:
     """What the cache tells to run is taken by the command line, and helps."""
     run(*DECODER)
