@@ -14,11 +14,8 @@ import pytest
 from percoedge.engines import selection
 from percoedge.engines.contract import GraphSource, TensorSpec
 from percoedge.engines.onnxruntime import backend as onnxruntime_backend
-from percoedge.engines.onnxruntime.backend import (
-    PROVIDERS,
-    OnnxRuntimeBackend,
-    OnnxRuntimeEngine,
-)
+from percoedge.engines.onnxruntime.backend import PROVIDERS, OnnxRuntimeBackend
+from percoedge.engines.onnxruntime.engine import OnnxRuntimeEngine
 from percoedge.engines.selection import BACKENDS, available, select
 from percoedge.engines.tensorrt.library import LIBRARIES
 from percoedge.errors import BackendError, UsageError
@@ -45,7 +42,7 @@ def install(monkeypatch: pytest.MonkeyPatch, listed: list[str], working: list[st
         GraphOptimizationLevel=types.SimpleNamespace(ORT_ENABLE_ALL=99),
         get_available_providers=lambda: listed,
     )
-    monkeypatch.setattr(onnxruntime_backend, "_import_onnxruntime", lambda: ort)
+    monkeypatch.setattr(onnxruntime_backend, "import_onnxruntime", lambda: ort)
     return sessions
 
 
@@ -156,7 +153,7 @@ def test_outputs_are_left_on_the_gpu_that_runs_the_graph() -> None:
     source = GraphSource("probe", "fp16", b"", {}, (), (TensorSpec("y", "float32", (3,)),))
     for options, device in (({}, 0), ({"device_id": "1"}, 1)):
         backend = OnnxRuntimeBackend("onnxruntime-cuda", provider_options=options)
-        engine = OnnxRuntimeEngine(onnxruntime, session, source, backend)
+        engine = OnnxRuntimeEngine(onnxruntime, session, source, "", backend.place, False)
         engine.run({}, on_device=True)
         engine.run({})
         assert bound[-2:] == [("y", "cuda", device), ("y", "cpu", 0)]

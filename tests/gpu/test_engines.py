@@ -13,7 +13,8 @@ from reference import answered
 from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Engine, TensorSpec, split_axis
-from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend, OrtBuffer
+from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
+from percoedge.engines.onnxruntime.engine import OrtBuffer
 from percoedge.export.exact.read import integers_of
 from percoedge.runtime.images import read_image
 

@@ -21,7 +21,8 @@ from percoedge.engines import memory
 from percoedge.engines.bundle import Bundle, pack_zip
 from percoedge.engines.contract import Engine, GraphSource, TensorSpec
 from percoedge.engines.onnxruntime import backend as onnxruntime_backend
-from percoedge.engines.onnxruntime.backend import OPTIMIZATIONS, OnnxRuntimeBackend, OrtBuffer
+from percoedge.engines.onnxruntime.backend import OPTIMIZATIONS, OnnxRuntimeBackend
+from percoedge.engines.onnxruntime.engine import OrtBuffer
 from percoedge.errors import BackendError, PercoedgeError
 
 BACKEND = OnnxRuntimeBackend(threads=1)
@@ -307,9 +308,9 @@ class TestMemory:
                 assert (Path(value) / "weights.bin").read_bytes() == toy.WEIGHTS.tobytes()
                 self._options.add_session_config_entry(key, value)
 
-        real = onnxruntime_backend._with_data
+        real = onnxruntime_backend.with_data
         monkeypatch.setattr(
-            onnxruntime_backend, "_with_data", lambda options, data: real(Narrow(options), data)
+            onnxruntime_backend, "with_data", lambda options, data: real(Narrow(options), data)
         )
         feeds = latents()
         out = load(bundle, "flow").run(feeds)["x_next"]
@@ -328,7 +329,7 @@ def test_cuda_libraries_are_found_wherever_they_are_installed(
     monkeypatch.syspath_prepend(tmp_path)
     asked: list[str | None] = []
     ort = SimpleNamespace(preload_dlls=lambda directory=None: asked.append(directory))
-    onnxruntime_backend._preload(ort)
+    onnxruntime_backend.preload(ort)
     here = [str(tmp_path / "nvidia" / name / "lib") for name in ("cu13", "cudnn")]
     assert [folder for folder in asked if folder in here] == here
     assert str(tmp_path / "nvidia/nccl/lib") not in asked

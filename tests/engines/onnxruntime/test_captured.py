@@ -12,12 +12,9 @@ from numpy.typing import NDArray
 
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.onnxruntime import captured
-from percoedge.engines.onnxruntime.backend import (
-    OnnxRuntimeBackend,
-    OnnxRuntimeEngine,
-    OrtBuffer,
-)
+from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.engines.onnxruntime.captured import CapturedRuns
+from percoedge.engines.onnxruntime.engine import OnnxRuntimeEngine, OrtBuffer
 
 
 class Session:
@@ -36,13 +33,11 @@ class Session:
 
 
 @pytest.fixture
-def engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> OnnxRuntimeEngine:
+def engine(bundle: Bundle) -> OnnxRuntimeEngine:
     """The flow, as on a GPU whose name is "cpu"."""
     source = bundle.read("flow", "fp32")
     session = Session(OnnxRuntimeBackend(threads=1).load(source)._session)
-    monkeypatch.setattr(OnnxRuntimeBackend, "device", "cpu")
-    backend = OnnxRuntimeBackend("onnxruntime-cuda-graphs")
-    return OnnxRuntimeEngine(onnxruntime, session, source, backend)
+    return OnnxRuntimeEngine(onnxruntime, session, source, "graph 'flow'", ("cpu", 0), True)
 
 
 def latents(n: int, h: int = 2, w: int = 3, seed: int = 0) -> dict[str, NDArray[Any]]:
