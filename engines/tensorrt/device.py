@@ -119,8 +119,11 @@ class Device:
             with self.lock:
                 lane = min(self._lanes, key=lambda lane: len(lane.seats))
                 if len(lane.seats) and len(self._lanes) < self._most:
-                    lane = Lane(Gpu())
-                    self._lanes = [*self._lanes, lane]
+                    try:
+                        lane = Lane(Gpu())
+                        self._lanes = [*self._lanes, lane]
+                    except BackendError:  # no room for one more, or a lost GPU, which tells itself
+                        self._most = len(self._lanes)
                 seat = self._here.seat = _Seat(lane)
         return seat.lane
 

@@ -139,6 +139,17 @@ def test_too_little_memory_for_several(place: Place, bundle: Bundle, toy: Any) -
     assert (place.gpu.used_bytes, place.gpu.pinned_bytes) == (0, 0)
 
 
+def test_no_room_for_a_stream(
+    place: Place, bundle: Bundle, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that there are have to do."""
+    with place.load(bundle, "flow") as flow:
+        streams(place)
+        monkeypatch.setattr(place.gpu.core, "DeviceMemoryResource", None)  # of one more
+        assert len(together(toy, flow, 3)) == 3
+        assert streams(place) == 1
+
+
 def test_closing_lets_others_finish(place: Place, bundle: Bundle, toy: Any) -> None:
     flow = place.load(bundle, "flow")
     ended: list[str] = []
