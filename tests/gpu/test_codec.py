@@ -43,7 +43,8 @@ codec = bundle.codec
 cells = codec.stride // codec.latent_stride
 feeds = {"x": np.zeros((1, codec.latent_channels, 4 * cells, 4 * cells), np.float32)}
 decoder.run(feeds)
-binding, = decoder._bindings.values()
+(bindings,) = decoder._bindings.values()  # of the one lane
+(binding,) = bindings.values()
 binding._context.set_tensor_address("x", 1 << 8)
 said = set()
 for call in (lambda: decoder.run(feeds), lambda: decoder.run(feeds), lambda: backend.load(
@@ -92,7 +93,7 @@ def test_streams_of_the_cpu_are_read(backend: Backend, bundle: Bundle) -> None:
 
 
 def test_a_batch_is_what_each_is_alone(backend: Backend, bundle: Bundle) -> None:
-    """More pictures than an engine takes at a time, of one tile and of several."""
+    """More pictures than an engine takes at a time, of one tile and of several, in two threads."""
     photo = demo_photo()
     with Codec(bundle, backend) as codec:
         for side, count in ((256, 19), (512, 9)):
@@ -100,9 +101,11 @@ def test_a_batch_is_what_each_is_alone(backend: Backend, bundle: Bundle) -> None
                 codec.encode(photo.resize((side, side)).rotate(20 * index))
                 for index in range(count)
             ]
-            for stream, together in zip(streams, codec.decode_batch(streams), strict=True):
+            batches = (codec.decode_batch(streams, lanes=lanes) for lanes in (1, 2))
+            for stream, *together in zip(streams, *batches, strict=True):
                 alone = np.asarray(codec.decode(stream)).astype(int)
-                assert abs(np.asarray(together) - alone).mean() < 0.5
+                for image in together:
+                    assert abs(np.asarray(image) - alone).mean() < 0.5
 
 
 def test_runs_are_captured(tensorrt: TensorRtBackend, bundle: Bundle) -> None:
