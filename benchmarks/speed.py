@@ -4,8 +4,9 @@
 
 Sides are backends, "eager" and "compile": PyTorch's modules with random weights (time does not
 depend on them) in FP32 on a CPU, in FP16 on a GPU, over the same passes, steps, tiles and sizes,
-range coding included. Three things are raced: encode, a whole decode, and "render", which is flow
-and decoder alone, from noise and tokens to pixels on the host; of bundles with text only the last.
+range coding included. Four things are raced: encode, "tokens", which is the encoder alone, a whole
+decode, and "render", which is flow and decoder alone, from noise and tokens to pixels on the host;
+of bundles with text only the last.
 Ratios are those of the same round, with their quartiles. Besides:
 
     stages          of a decode, by backend, at the last number of steps
@@ -138,6 +139,10 @@ class EngineSide:
         """The photo as a stream."""
         return self._codec.encode(self._scene.pixels)
 
+    def tokens(self) -> object:
+        """The photo as tokens."""
+        return self._codec.tokens(self._scene.pixels)
+
     def decode(self, steps: int) -> None:
         """The stream as an image; the times of its stages are kept."""
         self._codec.decode(self.data, steps=steps)
@@ -178,6 +183,10 @@ class TorchSide:
     def encode(self) -> bytes:
         """The photo as a stream."""
         return self.codec.encode(self._scene.pixels)
+
+    def tokens(self) -> object:
+        """The photo as tokens, on the host."""
+        return self.codec.tokens_from_pixels(self._scene.pixels).cpu()
 
     def decode(self, steps: int) -> object:
         """The stream as an image."""
@@ -230,6 +239,7 @@ def measure(
     results: dict[str, Any] = {}
     if not text:
         results["encode"] = run("encode")
+        results["tokens"] = run("tokens")
         for number in steps:
             results[f"decode, {number} steps"] = run("decode", number)
     for number in steps:

@@ -61,7 +61,7 @@ class TorchCodec:
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.uint8]) -> bytes:
         """Pixels (H,W,3), sides a multiple of the stride -> range-coded tokens."""
-        found = self._encoder(torch.from_numpy(pixels[None]).to(self._device))[0].long()
+        found = self.tokens_from_pixels(pixels).long()
         grid = tuple(found.shape)
         tokens, coder = self._unknown(grid), TokenEncoder()
         for cells in map(torch.from_numpy, passes(self.config.codec.schedule, *grid)):
@@ -70,6 +70,12 @@ class TorchCodec:
             coder.encode(symbols.int().cpu().numpy(), self._weights(tokens, here))
             tokens.view(-1)[here] = symbols
         return coder.finish()
+
+    @torch.inference_mode()
+    def tokens_from_pixels(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        """Pixels (H,W,3), sides a multiple of the stride -> tokens int32 (h,w), on the device."""
+        found: torch.Tensor = self._encoder(torch.from_numpy(pixels[None]).to(self._device))[0]
+        return found
 
     @torch.inference_mode()
     def tokens(self, data: bytes, grid: tuple[int, int]) -> NDArray[np.int32]:

@@ -49,7 +49,7 @@ class LayerRange:
 
 @torch.no_grad()
 def layer_ranges(family: Family, config: Config, seed: int = 0) -> Mapping[str, LayerRange]:
-    """Ranges of the linear and convolutional layers of flow and decoder, by name in the family.
+    """Ranges of the linear and convolutional layers of a family's float graphs, by name in it.
 
     ``family``: in FP32, on the CPU.
     """
@@ -63,10 +63,11 @@ def layer_ranges(family: Family, config: Config, seed: int = 0) -> Mapping[str, 
 def _extremes(
     family: Family, config: Config, tokens: Tensor, generator: torch.Generator
 ) -> Mapping[str, Extremes]:
-    """What `watched` notes of each layer while pictures of tokens (n,h,w) are decoded."""
+    """What `watched` notes while pictures of tokens (n,h,w) are decoded, and encoded again."""
     with watched(family) as seen:
         for latent in _latents(family, config, tokens, generator):
-            family.vae.decode(latent)
+            pictures = family.vae.decode(latent).clamp(-1.0, 1.0)
+            family.hyper(family.vae.encode(pictures))
     return {name: extremes for name, extremes in seen.items() if extremes}
 
 

@@ -15,42 +15,42 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from percoedge.export.graphs.calibration import Channels, LayerRange
 from percoedge.export.graphs.int8_graph import Affine, Bytes, Int8Graph, float_casts
-from percoedge.export.models.percov2.vae import ResidualBlock, TinyVae
+from percoedge.export.graphs.int8_layers import Int8Layers, numpy_of
+from percoedge.export.models.percov2.family import Family
+from percoedge.export.models.percov2.vae import ResidualBlock
 
 # A pixel is 127.5 * value + 127.5; the zero point of bytes is an integer, the bias takes the rest.
 _PIXELS = Affine(np.float32(1 / 127.5), np.uint8(127))
 _PIXEL_BIAS = 0.5 / 127.5
 
 _LEAST_UNIT = 1e-3
-_MOST_BIAS = 2.0**30
 
 
 def int8_decoder(
-    model: onnx.ModelProto, vae: TinyVae, ranges: Mapping[str, LayerRange]
+    model: onnx.ModelProto, family: Family, ranges: Mapping[str, LayerRange]
 ) -> onnx.ModelProto:
     """Build the graph, x float32 (n,C,H,W) -> image uint8 (n,8H,8W,3).
 
     ``model``: the topology in FP32, used up. ``ranges``: of the family's layers.
     """
-    return _Decoder(model, vae, ranges).build()
+    return _Decoder(model, family, ranges).build()
 
 
 class _Decoder:
-    """Layers go by their names in ``vae.decoder``: "6", or "8.conv1" for one of a block."""
+    """Layers go by their numbers in ``vae.decoder``."""
 
     def __init__(
-        self, model: onnx.ModelProto, vae: TinyVae, ranges: Mapping[str, LayerRange]
+        self, model: onnx.ModelProto, family: Family, ranges: Mapping[str, LayerRange]
     ) -> None:
         self._graph = Int8Graph(model)
-        self._vae = vae
-        self._layers = list(vae.decoder)
-        self._ranges = {name.removeprefix("vae.decoder."): seen for name, seen in ranges.items()}
+        self._put = Int8Layers(self._graph, family, ranges)
+        self._vae = family.vae
+        self._layers = list(family.vae.decoder)
         *_, self._last_upsampling, self._last = (
             number for number, layer in enumerate(self._layers) if isinstance(layer, nn.Conv2d)
         )
@@ -59,8 +59,8 @@ class _Decoder:
 
     def build(self) -> onnx.ModelProto:
         graph = self._graph
-        scaled = graph.add("Mul", "x", graph.constant(_numpy(self._vae.latent_std)))
-        latent = graph.add("Add", scaled, graph.constant(_numpy(self._vae.latent_mean)))
+        scaled = graph.add("Mul", "x", graph.constant(numpy_of(self._vae.latent_std)))
+        latent = graph.add("Add", scaled, graph.constant(numpy_of(self._vae.latent_mean)))
         parameters = ("vae.decoder.0.weight", "vae.decoder.0.bias")
         features = graph.add("Conv", latent, *parameters, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
         stream = graph.add("Transpose", features, perm=[0, 2, 3, 1])
@@ -75,32 +75,32 @@ class _Decoder:
 
     def _change(self, stream: str, number: int) -> str:
         """What a residual block adds to the stream."""
-        first, second = f"{number}.conv1", f"{number}.conv2"
-        seen = self._ranges[second]
-        inner = Affine.over(seen.low_in, seen.high_in)
-        hidden = self._convolution(self._bytes(stream, first), first, inner)
+        put, first, second = self._put, _name(number, ".conv1"), _name(number, ".conv2")
+        seen = put.range(second)
+        hidden = put.convolution(put.entering(stream, first), first, put.bytes_before(second))
         unit = self._unit(number, seen.low_out, seen.high_out)
         outer = Affine.over(seen.low_out / unit, seen.high_out / unit)
-        change = self._convolution(hidden, second, outer, unit=unit)
+        change = put.convolution(hidden, second, outer, unit=unit)
         return self._floats(change, number, unit)
 
     def _upsampled(self, stream: str, number: int) -> str:
         """The stream at twice the resolution."""
-        name, seen = str(number), self._ranges[str(number)]
+        name = _name(number)
+        seen = self._put.range(name)
         low, high = seen.low_out.reshape(-1, 4).min(1), seen.high_out.reshape(-1, 4).max(1)
         # ReLUs look at the stream: what no block lifts above 0 may be any negative number
         low = np.maximum(low, -self._lift_behind(number))
         unit = self._unit(number, low, high)
-        x, affine = self._bytes(stream, name), Affine.over(low / unit, high / unit)
+        x, affine = self._put.entering(stream, name), Affine.over(low / unit, high / unit)
         order = _shuffle(len(unit))
-        y = self._convolution(x, name, affine, unit=np.repeat(unit, 4), order=order)
+        y = self._put.convolution(x, name, affine, unit=np.repeat(unit, 4), outputs=order)
         return self._floats(self._spread(y, len(unit)), number, unit)
 
     def _image(self, stream: str) -> None:
         """The picture: a fourth channel is made too, for kernels that want multiples of 16."""
-        graph, name = self._graph, str(self._last)
-        x, order = self._bytes(stream, name), np.minimum(_shuffle(4), 11)
-        y = self._convolution(x, name, _PIXELS, order=order, shift=_PIXEL_BIAS)
+        graph, name = self._graph, _name(self._last)
+        x, order = self._put.entering(stream, name), np.minimum(_shuffle(4), 11)
+        y = self._put.convolution(x, name, _PIXELS, outputs=order, shift=_PIXEL_BIAS)
         ends = (graph.integers(0), graph.integers(3), graph.integers(3))  # of the channels
         graph.add("Slice", self._spread(y, 4).name, *ends, output="image")
 
@@ -111,7 +111,7 @@ class _Decoder:
         total = np.zeros(self._layers[number].out_channels // 4, np.float32)
         for later, layer in enumerate(behind, number + 1):
             if isinstance(layer, ResidualBlock):
-                total += self._ranges[f"{later}.conv2"].high_out
+                total += self._put.range(_name(later, ".conv2")).high_out
         return total
 
     def _unit(self, number: int, low: Channels, high: Channels) -> Channels:
@@ -121,38 +121,12 @@ class _Decoder:
         size = np.maximum(-low, high)
         return np.maximum(size / max(size.max(), _LEAST_UNIT), _LEAST_UNIT)
 
-    def _bytes(self, stream: str, name: str) -> Bytes:
-        """The stream as a convolution takes it."""
-        seen = self._ranges[name]
-        return self._graph.quantize(stream, Affine.over(seen.low_in, seen.high_in))
-
     def _floats(self, x: Bytes, number: int, unit: Channels) -> str:
         """What layer ``number`` gives to the stream."""
         y = self._graph.dequantize(x)
         if number < self._last_upsampling:
             return y
         return self._graph.add("Mul", y, self._graph.constant(unit))
-
-    def _convolution(
-        self,
-        x: Bytes,
-        name: str,
-        affine: Affine,
-        *,
-        unit: Channels | None = None,
-        order: NDArray[np.int64] | None = None,
-        shift: float = 0.0,
-    ) -> Bytes:
-        """``order``: of the output channels. ``shift`` is added to all of them."""
-        layer = self._vae.decoder.get_submodule(name)
-        bias = _numpy(layer.bias) + np.float32(shift)
-        least = np.abs(bias) / (x.affine.step * _MOST_BIAS)
-        weights = self._graph.weights(f"vae.decoder.{name}.weight", _numpy(layer.weight), 0, least)
-        unit = np.ones_like(bias) if unit is None else unit
-        if order is not None:
-            weights = self._graph.reorder(weights, order)
-            bias, unit = bias[order], unit[order]
-        return self._graph.convolution(x, weights, bias, affine, unit)
 
     def _spread(self, x: Bytes, channels: int) -> Bytes:
         """Pixel shuffle: bytes (n,h,w,4*channels), in the order of _shuffle, to (n,2h,2w,...)."""
@@ -164,11 +138,11 @@ class _Decoder:
         return Bytes(graph.add("Reshape", rows, shape), x.affine)
 
 
+def _name(number: int, part: str = "") -> str:
+    """The name of a layer in the family."""
+    return f"vae.decoder.{number}{part}"
+
+
 def _shuffle(channels: int) -> NDArray[np.int64]:
     """From PyTorch's order of channels (channel, row, column) to (row, column, channel)."""
     return np.arange(4 * channels).reshape(channels, 2, 2).transpose(1, 2, 0).ravel()
-
-
-def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().float().numpy()
-    return array

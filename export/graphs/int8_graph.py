@@ -142,8 +142,11 @@ class Int8Graph:
         bias: NDArray[np.float32],
         affine: Affine,
         unit: NDArray[np.float32],
+        side: int = 3,
+        stride: int = 1,
+        padding: int = 1,
     ) -> Bytes:
-        """3x3 over bytes (n,h,w,in), zeros around, weights (out,in,3,3): bytes (n,h,w,out).
+        """Bytes (n,h,w,in), zeros around, weights (out,in,side,side): bytes (n,h,w,out).
 
         Output channels are given in multiples of ``unit`` (out,). In multiples of the input's step
         and the weights' scale, the bias must be an int32.
@@ -151,6 +154,7 @@ class Int8Graph:
         scale = (weights.scale / unit).astype(np.float32)
         total = np.rint(bias / (x.affine.step * weights.scale)).astype(np.int32)
         zeros = np.zeros(len(weights.scale), np.int8)
+        strides: dict[str, Any] = {"strides": [stride] * 2} if stride > 1 else {}
         result = self.add(
             "QLinearConv",
             *(x.name, *self.affine(x.affine)),
@@ -158,8 +162,9 @@ class Int8Graph:
             *(*self.affine(affine), self.constant(total)),
             domain=MICROSOFT,
             channels_last=1,
-            kernel_shape=[3, 3],
-            pads=[1, 1, 1, 1],
+            kernel_shape=[side] * 2,
+            pads=[padding] * 4,
+            **strides,
         )
         return Bytes(result, affine)
 

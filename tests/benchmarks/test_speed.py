@@ -41,7 +41,11 @@ def test_every_side_runs_every_race(
     monkeypatch.setattr(sys, "argv", ["speed.py", *options])
     speed.main()
     found = json.loads(capsys.readouterr().out)
-    races = ["encode", *(f"{what}, {n} steps" for what in ("decode", "render") for n in (1, 2))]
+    races = [
+        "encode",
+        "tokens",
+        *(f"{what}, {n} steps" for what in ("decode", "render") for n in (1, 2)),
+    ]
     for race in races:
         assert list(found[race]["times"]) == list(found[race]["first_ms"]) == sides
         assert list(found[race]["times_as_fast"]) == ["onnxruntime-cpu"]
