@@ -139,11 +139,29 @@ def _add_encode(commands: _Commands) -> None:
         *(engine_options(), size_options()),
         streams=True,
     )
-    encode.add_argument("input", metavar="IN", help="JPEG, PNG, WebP or AVIF; - for stdin")
-    _add_output(encode, "default: IN with the suffix .pco; - for stdout", "-o", "--output")
+    encode.add_argument(
+        "input", metavar="IN", help="JPEG, PNG, WebP or AVIF; - for stdin; or a folder of them"
+    )
+    _add_output(
+        encode,
+        "default: IN with the suffix .pco; - for stdout; of a folder, the folder of its streams",
+        *("-o", "--output", "--out"),
+    )
+    _add_folder(encode)
     encode.add_argument("--caption", default="", metavar="TEXT", help="stored, up to 1 KiB")
     _add_rate(encode)
     encode.add_argument("--bare", action="store_true", help="no magic, fingerprint and checksum")
+
+
+def _add_folder(parser: Parser) -> None:
+    """How a folder is gone through."""
+    add = parser.add_argument
+    add("--jobs", type=positive, metavar="N", help="files of a folder at a time (default: few)")
+    add(
+        "--force",
+        action="store_true",
+        help="make outputs of a folder again that are there, and replace other files",
+    )
 
 
 def _add_rate(parser: Parser) -> None:
@@ -174,14 +192,7 @@ def _add_decode(commands: _Commands) -> None:
         "the folder of its images",
         *("-o", "--output", "--out"),
     )
-    decode.add_argument(
-        "--jobs", type=positive, metavar="N", help="images of a folder at a time (default: few)"
-    )
-    decode.add_argument(
-        "--force",
-        action="store_true",
-        help="decode those of a folder again that are there, and replace other files",
-    )
+    _add_folder(decode)
     decode.add_argument("--format", metavar="NAME", help="png, jpeg or webp, whatever OUT's suffix")
     _add_decoding(decode)
     add_stream_options(decode, "decode what is left of")

@@ -24,8 +24,8 @@ import ray.data
 from percoedge import errors
 from percoedge.engines.processors import usable_processors
 from percoedge.errors import EngineError, InputError, PercoedgeError, UsageError
-from percoedge.runtime.cli.folder.decode import REPORT_NAME
 from percoedge.runtime.cli.folder.record import RECORD_NAME, entry_from_line
+from percoedge.runtime.cli.folder.work import REPORT_NAME
 from percoedge.runtime.cli.outputs import named_outputs
 from percoedge.serving.fleet.places import Place
 from percoedge.serving.fleet.workers import RECORD_FOLDER, Job, Tries, Worker
@@ -212,7 +212,7 @@ def _recorded(target: Place, outputs: set[str]) -> dict[str, dict[str, str]]:
     """Of every output: hashes of what was written here at its name, and of its sources."""
     known: dict[str, dict[str, str]] = {}
     parts = [name for name in target.names(RECORD_FOLDER) if name.endswith(".jsonl")]
-    for part in [RECORD_NAME, *parts]:  # the first is that of percoedge decode
+    for part in [RECORD_NAME, *parts]:  # the first is that of percoedge decode and encode
         try:
             lines = target.read(part, _MAX_RECORD_BYTES).splitlines()
         except InputError:

@@ -22,9 +22,9 @@ import ray
 
 from percoedge.bitstream.container import MAX_STREAM_BYTES, unpack
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.bundle.manifest import encode_manifest
 from percoedge.errors import EngineError, InputError, OutputError, PercoedgeError
 from percoedge.runtime.cli.folder.decode import stream_sha256
+from percoedge.runtime.cli.folder.encode import image_sha256
 from percoedge.runtime.cli.folder.record import entry_from_line, line_from_entry
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.images import read_image, write_image
@@ -73,12 +73,11 @@ class Job:
     choices: dict[str, Any] = field(default_factory=dict)
 
     def source_sha256(self, bundle: Bundle, data: bytes) -> str:
-        """Hash (hexadecimal) of all that an output depends on; a folder's where it decodes."""
+        """Hash (hexadecimal) of all that an output depends on, as for a folder."""
         if self.decodes:
             settings = Settings(bundle, **self.choices)
             return stream_sha256(settings, data, self.kind, bare=False, cut=False)
-        choices = json.dumps(["encode", sorted(self.choices.items())]).encode()
-        return hashlib.sha256(encode_manifest(bundle.manifest) + choices + b"\n" + data).hexdigest()
+        return image_sha256(bundle, data, self.choices)
 
 
 @dataclass

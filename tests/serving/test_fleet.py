@@ -20,8 +20,8 @@ pytest.importorskip("ray.data", reason="without fleets: pip install '.[fleet]'")
 from pyarrow import fs  # noqa: E402
 
 from percoedge import Codec, InputError, OutputError, UsageError  # noqa: E402
-from percoedge.runtime.cli.folder.decode import REPORT_NAME  # noqa: E402
 from percoedge.runtime.cli.folder.record import RECORD_NAME  # noqa: E402
+from percoedge.runtime.cli.folder.work import REPORT_NAME  # noqa: E402
 from percoedge.runtime.cli.main import main  # noqa: E402
 from percoedge.serving.fleet import jobs  # noqa: E402
 from percoedge.serving.fleet.places import NO_PLAIN_FILE, Place  # noqa: E402

@@ -1,7 +1,8 @@
-"""The command ``percoedge encode``: a photo to a stream."""
+"""The command ``percoedge encode``: a photo to a stream, or a folder of them."""
 
 from __future__ import annotations
 
+import os
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -24,7 +25,11 @@ _OTHER_SUFFIXES = (".bmp", ".dng", ".gif", ".pdf", ".psd", ".svg", ".tif", ".tif
 
 
 def encode(options: Namespace, console: Console) -> int:
-    """Encode a photo to a stream; returns the exit code."""
+    """Encode a photo to a stream, or every photo of a folder; returns the exit code."""
+    if os.path.isdir(options.input):
+        from percoedge.runtime.cli.folder.encode import encode_folder
+
+        return encode_folder(options, console)
     output = output_name(options.output, options.input, ".pco")
     from percoedge.bitstream.container import DEFAULT_MAX_PIXELS
     from percoedge.bitstream.schedules import pass_count

@@ -34,21 +34,14 @@ def decode(options: Namespace, console: Console) -> int:
 def encode(options: Namespace, console: Console) -> int:
     """Encode every image of a folder; the exit code is 3 when any was bad."""
     from percoedge.bitstream.container import DEFAULT_MAX_PIXELS
-    from percoedge.bitstream.schedules import pass_count
     from percoedge.engines.bundle import Bundle
+    from percoedge.runtime.cli.folder.encode import encoding_choices
     from percoedge.runtime.images import READ_SUFFIXES
 
-    schedule = options.schedule or Bundle.open(options.bundle).codec.schedule
-    pass_count(schedule)
-    choices = {
-        "schedule": options.schedule,
-        "passes": options.passes,
-        "max_bytes": options.bytes,
-        "seed": options.seed,
-    }
+    choices = encoding_choices(Bundle.open(options.bundle), options)
     max_pixels = options.max_pixels or DEFAULT_MAX_PIXELS
     how = {"decodes": False, "max_pixels": max_pixels, "choices": choices}
-    return _run(options, console, how, tuple(READ_SUFFIXES), ".pco")
+    return _run(options, console, how, READ_SUFFIXES, ".pco")
 
 
 def _run(
@@ -59,7 +52,7 @@ def _run(
     suffix: str,
 ) -> int:
     try:
-        from percoedge.runtime.cli.folder.decode import REPORT_NAME
+        from percoedge.runtime.cli.folder.work import REPORT_NAME
         from percoedge.serving.fleet import jobs
         from percoedge.serving.fleet.places import Place
         from percoedge.serving.fleet.workers import Job

@@ -1,1 +1,1 @@
-"""``percoedge decode`` of a folder: several at a time, resumable, past whatever is broken."""
+"""Commands on a folder: several files at a time, resumable, past whatever is broken."""

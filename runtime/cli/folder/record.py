@@ -1,7 +1,7 @@
-"""The record of a folder's images: which of its files were written here, and from what.
+"""The record of a folder's outputs: which of its files were written here, and from what.
 
-A line of JSON for each image in ``percoedge-outputs.jsonl``: its name, the SHA-256 of its bytes,
-and that of what it was made from (stream and settings). The line is on the disk before the image
+A line of JSON for each output in ``percoedge-outputs.jsonl``: its name, the SHA-256 of its bytes,
+and that of what it was made from (input and settings). The line is on the disk before the output
 gets its name. So after a crash at any moment a file is known by its contents: one whose hash the
 record does not hold was put there, or altered, by somebody else, and is not to be replaced.
 
@@ -27,7 +27,7 @@ from percoedge.errors import OutputError
 __all__ = ["RECORD_NAME", "FolderRecord", "State", "entry_from_line", "line_from_entry"]
 
 RECORD_NAME = "percoedge-outputs.jsonl"
-"""Name of the record, in the folder of the images."""
+"""Name of the record, in the folder of the outputs."""
 
 _CHUNK_BYTES = 1 << 20
 _MAX_LINE_BYTES = 4096
@@ -35,11 +35,11 @@ _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class State(Enum):
-    """What lies at the name of an image."""
+    """What lies at the name of an output."""
 
     ABSENT = "nothing"
-    CURRENT = "the image that is wanted"
-    OURS = "another image that was written here"
+    CURRENT = "the output that is wanted"
+    OURS = "another output that was written here"
     FOREIGN = "something that was not written here"
 
 
@@ -50,17 +50,17 @@ class FolderRecord:
     """
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
-        """``names``: of the images that will be asked about."""
+        """``names``: of the outputs that will be asked about."""
         self._folder = folder
         self._path = folder / RECORD_NAME
         self._lock = threading.Lock()
-        # name -> hash of an image -> hash of its source
+        # name -> hash of an output -> hash of its source
         self._known: dict[str, dict[str, str]] = {name: {} for name in names}
         self._read_bytes = 0
         self._descriptor: int | None = None
 
     def state(self, name: str, source_sha256: str) -> State:
-        """What lies in the folder at ``name``, where an image of this source is wanted.
+        """What lies in the folder at ``name``, where the output of this source is wanted.
 
         Links and folders are foreign, wherever they lead.
         """
@@ -83,9 +83,9 @@ class FolderRecord:
             return State.FOREIGN
         return State.CURRENT if source == source_sha256 else State.OURS
 
-    def add(self, name: str, image: bytes, source_sha256: str) -> None:
-        """Note, on the disk, an image that is about to be written. Raises OutputError."""
-        line = line_from_entry(name, image, source_sha256)
+    def add(self, name: str, contents: bytes, source_sha256: str) -> None:
+        """Note, on the disk, an output that is about to be written. Raises OutputError."""
+        line = line_from_entry(name, contents, source_sha256)
         with self._lock:
             descriptor = self._opened()
             try:
@@ -96,7 +96,7 @@ class FolderRecord:
                 raise self._failure(error) from error
 
     def open(self) -> None:
-        """Make sure that images can be noted. Raises OutputError."""
+        """Make sure that outputs can be noted. Raises OutputError."""
         with self._lock:
             self._opened()
 
@@ -147,11 +147,11 @@ class FolderRecord:
             self._descriptor = None
 
 
-def line_from_entry(name: str, image: bytes, source_sha256: str) -> bytes:
-    """The line of an image: its name and contents, and the hash of what it was made from."""
+def line_from_entry(name: str, contents: bytes, source_sha256: str) -> bytes:
+    """The line of an output: its name and contents, and the hash of what it was made from."""
     entry = {
         "output": name,
-        "sha256": hashlib.sha256(image).hexdigest(),
+        "sha256": hashlib.sha256(contents).hexdigest(),
         "source_sha256": source_sha256,
     }
     return json.dumps(entry).encode() + b"\n"
@@ -161,11 +161,11 @@ def entry_from_line(line: bytes) -> tuple[str, str, str] | None:
     """Name, hash and hash of the source from a line; None where it makes no sense."""
     try:
         entry = json.loads(line)
-        name, image, source = (entry[key] for key in ("output", "sha256", "source_sha256"))
+        name, contents, source = (entry[key] for key in ("output", "sha256", "source_sha256"))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    if all(isinstance(value, str) for value in (name, image, source)):
-        return name, image, source
+    if all(isinstance(value, str) for value in (name, contents, source)):
+        return name, contents, source
     return None
 
 

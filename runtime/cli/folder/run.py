@@ -1,4 +1,4 @@
-"""The threads that decode a folder, and the report of what could not be decoded."""
+"""The threads that go through a folder, and the report of what could not be done."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from percoedge.runtime.cli.console import ProgressLine
 __all__ = ["FolderRun", "Pair", "writing"]
 
 Pair = tuple[str, str]
-"""Names of a stream and of its image."""
+"""Names of an input and of its output."""
 
 _WAIT_SECONDS = 0.1
 
 
 class FolderRun:
-    """Hands streams to threads, counts what became of them, and reports the bad ones.
+    """Hands inputs to threads, counts what became of them, and reports the bad ones.
 
-    decoded, bad: how many of them so far. report: the file with the bad ones, if there are any.
+    done, bad: how many of them so far. report: the file with the bad ones, if there are any.
     """
 
     def __init__(self, source: Path, report: Path) -> None:
-        """``report``: a file of bad streams; one that is there is removed. Raises OutputError."""
+        """``report``: a file of bad inputs; one that is there is removed. Raises OutputError."""
         self.report = report
-        self.decoded = 0
+        self.done = 0
         self.bad = 0
         self._source = source
         self._stopped = threading.Event()
@@ -41,15 +41,16 @@ class FolderRun:
     def all(
         self,
         groups: Sequence[Sequence[Pair]],
-        decode: Callable[[Sequence[Pair], threading.Event], Iterator[tuple[str, Exception | None]]],
+        do: Callable[[Sequence[Pair], threading.Event], Iterator[tuple[str, Exception | None]]],
         jobs: int,
         line: ProgressLine,
+        task: str,
     ) -> None:
-        """Call ``decode`` with each group of streams and images, and an event that ends it.
+        """Call ``do`` with each group of inputs and outputs, and an event that ends it.
 
-        It yields the name of every stream and what went wrong with it. OutputError and BundleError
-        concern all streams and are raised. Then, and after an interrupt, threads finish what they
-        are at, so that no file is left half written.
+        It yields the name of every input and what went wrong with it. OutputError and BundleError
+        concern all inputs and are raised. Then, and after an interrupt, threads finish what they
+        are at, so that no file is left half written. ``task``: for ``line``, "decoding".
         """
         total = sum(map(len, groups))
         left: queue.SimpleQueue[Sequence[Pair]] = queue.SimpleQueue()
@@ -63,7 +64,7 @@ class FolderRun:
                     group = left.get_nowait()
                 except queue.Empty:
                     return
-                for result in decode(group, self._stopped):
+                for result in do(group, self._stopped):
                     results.put(result)
 
         threads = [threading.Thread(target=work) for _ in range(jobs)]
@@ -72,7 +73,7 @@ class FolderRun:
                 thread.start()
             began = time.perf_counter()
             for number in range(total):
-                line.show("decoding", number / total, _progress(number, total, began))
+                line.show(task, number / total, _progress(number, total, began))
                 self._count(*_waited(results))
         finally:
             self._stopped.set()
@@ -80,21 +81,21 @@ class FolderRun:
                 if thread.ident is not None:
                     thread.join()
 
-    def add_bad(self, stream: str, error: Exception) -> None:
-        """Count a stream as bad, and report why. Raises OutputError."""
+    def add_bad(self, name: str, error: Exception) -> None:
+        """Count an input as bad, and report why. Raises OutputError."""
         self.bad += 1
-        file = os.fspath(self._source / stream)
+        file = os.fspath(self._source / name)
         entry = {"file": file, "error": type(error).__name__, "message": str(error)}
         with writing(self.report), self.report.open("a", encoding="utf-8") as report:
             report.write(json.dumps(entry) + "\n")
 
-    def _count(self, stream: str, error: Exception | None) -> None:
+    def _count(self, name: str, error: Exception | None) -> None:
         if error is None:
-            self.decoded += 1
+            self.done += 1
         elif isinstance(error, (OutputError, BundleError)):  # the next ones would fail as well
             raise error
         else:
-            self.add_bad(stream, error)
+            self.add_bad(name, error)
 
 
 @contextlib.contextmanager

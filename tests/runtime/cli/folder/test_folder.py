@@ -19,7 +19,7 @@ from PIL import Image
 
 from percoedge.engines.contract import Graph
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
-from percoedge.runtime.cli.folder import decode as folder
+from percoedge.runtime.cli.folder import work as folder
 from percoedge.runtime.cli.folder.record import RECORD_NAME
 from percoedge.runtime.cli.main import main
 from percoedge.runtime.codec import Codec
@@ -257,7 +257,7 @@ def test_folders_that_make_no_sense(run: Run, source: Path) -> None:
         file.unlink()
     code, _, err = run("--out", "out")
     assert code == 3
-    assert "expected .pco files in in, found none" in err
+    assert "expected files that end in .pco in in, found none" in err
 
 
 def test_a_full_disk_ends_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

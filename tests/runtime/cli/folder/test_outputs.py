@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from percoedge.errors import OutputError
-from percoedge.runtime.cli.folder import decode as folder
+from percoedge.runtime.cli.folder import work as folder
 from percoedge.runtime.cli.folder.record import RECORD_NAME, FolderRecord, State
 from percoedge.runtime.cli.main import main
 from percoedge.runtime.codec import Codec
@@ -260,7 +260,7 @@ def half(descriptor, data):
 os.write = half""",
     "behind the record": """
 from percoedge.errors import OutputError
-from percoedge.runtime.cli.folder import decode as folder
+from percoedge.runtime.cli.folder import work as folder
 folder.atomic_write = kill""",
     "before the image has its name": "os.replace = kill",
     "when the image has its name": """
