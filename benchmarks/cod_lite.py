@@ -5,7 +5,8 @@
 
 ``--published`` is that folder of a checkout of github.com/microsoft/GenCodec: its classes are run
 as they are, in FP32 (their tool knows CUDA only); they want einops. Both sides start from pixels in
-memory and end there, with the stream in between. Peak memory is that of a process that encodes and
+memory and end there, with the stream in between; ratios are over the published code, or without it
+over the bundle in FP32. Peak memory is that of a process that encodes and
 decodes one image.
 """
 
@@ -128,11 +129,12 @@ def main() -> None:
     parser.add_argument("--size", default="512x512")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_processors())
+    parser.add_argument("--without-published", action="store_true", help="race the bundle alone")
     parser.add_argument("--only", help="encode and decode once with this side, and time nothing")
     parser.add_argument("--save", help="also write results/NAME.json")
     args = parser.parse_args()
     pixels = photo(*expect_size("--size", args.size, 4096))
-    names = [PUBLISHED, *_BACKENDS]
+    names = [*([] if args.without_published else [PUBLISHED]), *_BACKENDS]
     if args.only is not None:
         (side,) = sides(args, [args.only]).values()
         for call in calls(side, pixels):
@@ -145,8 +147,8 @@ def main() -> None:
     functions = {name: calls(side, pixels) for name, side in sides(args, names).items()}
     results: dict[str, Any] = {
         "settings": {"size": args.size, "threads": args.threads, "rounds": args.rounds},
-        "encode": race({n: pair[0] for n, pair in functions.items()}, args.rounds, [PUBLISHED]),
-        "decode": race({n: pair[1] for n, pair in functions.items()}, args.rounds, [PUBLISHED]),
+        "encode": race({n: pair[0] for n, pair in functions.items()}, args.rounds, names[:1]),
+        "decode": race({n: pair[1] for n, pair in functions.items()}, args.rounds, names[:1]),
     }
     results["peak_memory_mib"] = peaks
     results["load_1_min"] = {"before": round(load, 1), "after": round(os.getloadavg()[0], 1)}
