@@ -51,12 +51,9 @@ class _Encoder:
 
     def build(self) -> onnx.ModelProto:
         graph, vae = self._graph, self._family.vae
-        first, pixels = "vae.encoder.1", self._pixels()
+        pixels, first, second = self._pixels(), "vae.encoder.1", "vae.encoder.3"
         if isinstance(vae.encoder[2], nn.ReLU):  # and then a convolution
-            stream, start = (
-                self._floats(self._hidden(pixels, first, "vae.encoder.3"), "vae.encoder.3"),
-                4,
-            )
+            stream, start = self._floats(self._hidden(pixels, first, second), second), 4
         else:
             stream, start = self._floats(pixels, first), 2
         latent = self._sequence(stream, "vae.encoder", vae.encoder, start)
