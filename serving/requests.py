@@ -72,11 +72,10 @@ async def read_body(
 
 
 def _too_large(limit_bytes: int) -> Problem:
+    # The connection stays: what is still sent is dropped as it comes. Closed, it would be reset, and
+    # a client that sends all before it reads would not learn why.
     return Problem(
-        413,
-        "too-large",
-        f"expected a body of at most {limit_bytes} bytes; send a smaller file",
-        {"Connection": "close"},
+        413, "too-large", f"expected a body of at most {limit_bytes} bytes; send a smaller file"
     )
 
 

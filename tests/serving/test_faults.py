@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import random
 import signal
@@ -149,6 +150,13 @@ def test_half_a_body_is_nobodys_request(live: Live, sent: bytes) -> None:
         wait_for(lambda: live.service.reading == 1)
     wait_for(lambda: live.service.reading == 0)
     assert live.service.dispatcher.running == 0
+
+
+def test_a_client_that_reads_after_it_has_sent_all_learns_why_it_was_refused(live: Live) -> None:
+    client = http.client.HTTPConnection("127.0.0.1", live.port, timeout=PATIENCE_S)
+    client.request("POST", "/v1/encode", bytes(32 << 20), {"Content-Type": "image/png"})
+    assert client.getresponse().status == 413
+    client.close()
 
 
 def test_the_service_outlives_what_was_done_to_it(live: Live, streams: list[bytes]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.conftest import PATIENCE_S, httpx, wait_for
+from tests.serving.conftest import PATIENCE_S, httpx, listening, wait_for
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -153,6 +153,14 @@ def test_an_address_that_is_taken_is_named() -> None:
         code, line = refused("--port", port)
     assert code == 2
     assert port in line and "--port" in line
+
+
+def test_answers_leave_without_waiting_for_the_client_to_acknowledge() -> None:
+    with listening("127.0.0.1", 0) as listener:
+        with socket.create_connection(listener.getsockname()):
+            connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_backend_that_does_not_work_ends_it_with_one_line() -> None:
