@@ -200,13 +200,13 @@ async function compareClassical() {
   }
 }
 
+async function beginSample(sample) {
+  const blob = await (await call(sample.file)).blob();
+  await begin(new File([blob], sample.file.split("/").pop()));
+}
+
 async function start() {
-  try {
-    state.bundles = (await (await call("v1/bundles")).json()).bundles;
-  } catch (error) {
-    fail(error);
-    return;
-  }
+  state.bundles = (await (await call("v1/bundles")).json()).bundles;
   $("bundle").replaceChildren(...state.bundles.map((b) => new Option(b.name, b.name)));
   $("passes").max = $("passes").value = state.bundles[0].schedules[state.bundles[0].schedule];
   $("steps").value = state.bundles[0].steps;
@@ -216,10 +216,7 @@ async function start() {
     const button = document.createElement("button");
     button.type = "button";
     button.append(Object.assign(document.createElement("img"), { src: sample.file, alt: sample.name }));
-    button.addEventListener("click", async () => {
-      const blob = await (await call(sample.file)).blob();
-      begin(new File([blob], sample.file.split("/").pop()));
-    });
+    button.addEventListener("click", () => beginSample(sample).catch(fail));
     return button;
   }));
   $("credits").replaceChildren(...samples.flatMap((sample, index) => [
@@ -247,4 +244,4 @@ for (const id of ["bundle", "passes", "steps"]) {
 $("controls").addEventListener("submit", (event) => event.preventDefault());
 $("grow").addEventListener("click", grow);
 $("classical").addEventListener("click", compareClassical);
-start();
+start().catch(fail);

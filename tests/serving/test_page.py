@@ -170,6 +170,11 @@ def test_what_went_wrong_is_said_in_words(
     page.unroute("**/v1/**")
     choose(page, small)
     expect(page.get_by_role("alert")).to_be_hidden()
+    page.route("**/page/*.jpg", lambda route: route.abort())
+    page.locator("#samples button").first.click()
+    expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    choose(page, small)
+    expect(page.get_by_role("alert")).to_be_hidden()
 
 
 def test_a_sample_is_one_key_away(page: playwright.Page, shoot: Callable[[str], None]) -> None:
