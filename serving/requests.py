@@ -72,8 +72,8 @@ async def read_body(
 
 
 def _too_large(limit_bytes: int) -> Problem:
-    # The connection stays: what is still sent is dropped as it comes. Closed, it would be reset, and
-    # a client that sends all before it reads would not learn why.
+    # The connection stays, and what is still sent is dropped as it comes: a client that sends all
+    # before it reads would otherwise meet a reset, and not learn why.
     return Problem(
         413, "too-large", f"expected a body of at most {limit_bytes} bytes; send a smaller file"
     )

@@ -20,7 +20,7 @@ class ServiceSettings:
     lanes: tasks that run at once, each in a process of its own, so that a crash is one task's and
         not the service's; None picks one per processor up to 4.
     in_process: lanes are threads of this process instead, and share their engines (for GPUs, whose
-        memory holds them once then, and for Ray, whose replicas are processes).
+        memory holds them once then): less memory, no protection from crashes.
     max_batch: requests of one grid and the same settings that are decoded together; None takes as
         many as the engines do, which is 1 on a CPU.
     batch_window_ms: how long a lane waits for more of them once it has one.

@@ -23,8 +23,10 @@ _WAIT_SECONDS = 0.05
 def application(arguments: Mapping[str, Any]) -> Any:
     """The application of Ray Serve for these settings.
 
-    A replica is one process with one lane in it; it counts as ready, and gets requests, when its
-    codecs have warmed up. Options of the deployment (replicas, GPUs) are those of ``serve.yaml``.
+    A replica listens and computes nothing; its lane is a process of its own, as in ``percoedge
+    serve``, because Ray answers 500 for what a replica that dies was doing, and a lane's tasks are
+    done again. It counts as ready, and gets requests, when its codecs have warmed up. Options of
+    the deployment (replicas, GPUs) are those of ``serve.yaml``.
     Raises UsageError for unknown settings, or ones out of their range.
     """
     settings = _settings(arguments)
@@ -58,7 +60,7 @@ class _Replica:
 
 def _settings(arguments: Mapping[str, Any]) -> ServiceSettings:
     types = {field.name: field.type for field in fields(ServiceSettings)}
-    chosen: dict[str, Any] = {"in_process": True, "lanes": 1}
+    chosen: dict[str, Any] = {"lanes": 1}
     for name, value in arguments.items():
         if name not in types:
             raise UsageError(f"expected one of the settings {', '.join(types)}, got {name!r}")

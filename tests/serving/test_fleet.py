@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def run(source: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple
     def call(*arguments: str, out: str = "out") -> tuple[int, Any]:
         options = ["--out", out, "--json", "-q", "--batch", "4", "--workers", "2", *arguments]
         code = main(["fleet", "decode", "in", "--steps", "1", *options])
-        return code, record_of(capsys.readouterr().out)
+        said = capsys.readouterr()
+        print(said.err, file=sys.stderr)  # which pytest shows when the test fails
+        return code, record_of(said.out)
 
     return call
 
