@@ -182,13 +182,16 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         caption: Annotated[str, Query(max_length=1024)] = "",
         schedule: Annotated[str | None, Query(description="order of the tokens")] = None,
         passes: Annotated[int | None, Query(ge=1, le=255, description="passes to send")] = None,
+        max_bytes: Annotated[
+            int | None, Query(alias="bytes", ge=1, description="in place of passes: at most")
+        ] = None,
         seed: Seed = None,
     ) -> Response:
         """Encode an image to a stream."""
 
         async def answer() -> Response:
             data = await received("encode", request, settings.max_body_bytes, ("image/",))
-            task = EncodeTask(data, bundle, caption, schedule, passes, seed)
+            task = EncodeTask(data, bundle, caption, schedule, passes, max_bytes, seed)
             outcome = await while_connected(request, service.run("encode", task))
             return sent("encode", outcome, _STREAM_TYPE)
 

@@ -65,6 +65,7 @@ class EncodeTask:
     caption: str = ""
     schedule: str | None = None
     passes: int | None = None
+    max_bytes: int | None = None
     seed: int | None = None
 
     @property
@@ -161,6 +162,7 @@ class Worker:
             caption=task.caption,
             schedule=task.schedule,
             passes=task.passes,
+            max_bytes=task.max_bytes,
             seed=task.seed,
             max_pixels=self._max_pixels,
         )

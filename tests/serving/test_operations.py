@@ -62,6 +62,18 @@ def test_an_image_goes_there_and_back_as_with_the_codec(live: Live, codec: Codec
     assert "decoder;dur=" in back.headers["server-timing"]
 
 
+def test_an_image_is_sent_within_a_number_of_bytes(live: Live, codec: Codec) -> None:
+    pixels = photo(40, 72)
+
+    def encoded(**query: int) -> httpx.Response:
+        headers = {"Content-Type": "image/png"}
+        return live.client.post("/v1/encode", content=png(pixels), params=query, headers=headers)
+
+    assert encoded(bytes=25).content == codec.encode(pixels, max_bytes=25)
+    for refused in (encoded(bytes=1), encoded(bytes=25, passes=2)):
+        assert (refused.status_code, "max_bytes" in refused.json()["detail"]) == (400, True)
+
+
 def test_the_caller_chooses_the_format(live: Live, streams: list[bytes]) -> None:
     def kind(query: dict[str, str], accept: str) -> str | None:
         headers = {**STREAM, "Accept": accept}
