@@ -16,16 +16,17 @@ def plot(results: dict[str, Any], path: str) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     loads = {
-        **{f"{n} closed": results["closed"][f"{n} clients"] for n in (1, 8, 64)},
-        "0.8 open": results["open_0.8"],
-        "2.0 open": results["open_2.0"],
+        "1\nclient": results["closed"]["1 clients"],
+        "8\nclients": results["closed"]["8 clients"],
+        "64\nclients": results["closed"]["64 clients"],
+        "0.8 of\ncapacity": results["open_0.8"],
+        "twice\ncapacity": results["open_2.0"],
     }
-    for place, key in enumerate(("p50_ms", "p99_ms")):
-        positions = [number + 0.35 * (place - 0.5) for number in range(len(loads))]
+    for key, mark in (("p50_ms", "o"), ("p99_ms", "_")):
         values = [load[key] for load in loads.values()]
-        left.bar(positions, values, width=0.35, label=key.replace("_ms", ""))
-    left.set_xticks(range(len(loads)), list(loads))
-    left.set(yscale="log", ylabel="ms", title="Time of an answer, 512x512")
+        left.plot(list(loads), values, mark, markersize=10, label=key.removesuffix("_ms"))
+    left.set(yscale="log", ylim=(100, None), ylabel="ms", title="Time of an answer, 512x512")
+    left.grid(axis="y", which="both", alpha=0.3)
     left.legend()
     requests, memory = zip(*results["soak"]["resident_mib"], strict=True)
     right.plot(requests, memory)
