@@ -22,9 +22,9 @@ def plot(results: dict[str, Any], path: str) -> None:
         "0.8 of\ncapacity": results["open_0.8"],
         "twice\ncapacity": results["open_2.0"],
     }
-    for key, mark in (("p50_ms", "o"), ("p99_ms", "_")):
+    for key, mark in (("p50_ms", "o"), ("p99_ms", "^")):
         values = [load[key] for load in loads.values()]
-        left.plot(list(loads), values, mark, markersize=10, label=key.removesuffix("_ms"))
+        left.plot(list(loads), values, mark, label=key.removesuffix("_ms"))
     left.set(yscale="log", ylim=(100, None), ylabel="ms", title="Time of an answer, 512x512")
     left.grid(axis="y", which="both", alpha=0.3)
     left.legend()
