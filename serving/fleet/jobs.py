@@ -33,7 +33,7 @@ from percoedge.serving.fleet.workers import RECORD_FOLDER, Job, Tries, Worker
 __all__ = ["Fleet", "Report", "cluster", "run_job"]
 
 _MAX_BATCH = 16  # files that are lost, and done again, when a process dies
-_BATCHES_EACH = 4  # at least, for every process: so that all end at about the same time
+_BATCHES_EACH = 16  # at least, for every process: so that all end at about the same time
 _MAX_RECORD_BYTES = 1 << 32
 _OBJECT_STORE_BYTES = 256 << 20  # of names: no image goes through it
 
