@@ -11,6 +11,7 @@ Codecs that others published are read from their own files:
 
     python -m percoedge.export.bundle cod-lite --checkpoint CoD_Lite_bpp_0_0312.pt \\
         --config CoD_Lite_bpp_0_0312.yaml --out cod-lite-0.0312
+    python -m percoedge.export.bundle perco-sd --checkpoint DIR --out perco-sd-0.0313
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ from percoedge.export.graphs.writing import write_bundle, write_entropy, write_g
 from percoedge.export.models.cod_lite import source as cod_lite
 from percoedge.export.models.exportable import FamilySource
 from percoedge.export.models.mim import integer_mim
+from percoedge.export.models.perco_sd import source as perco_sd
 from percoedge.export.models.percov2.family import Family
 from percoedge.export.models.percov2.text import null_condition
 
-FAMILIES: Mapping[str, FamilySource] = {"cod-lite": cod_lite}
+FAMILIES: Mapping[str, FamilySource] = {"cod-lite": cod_lite, "perco-sd": perco_sd}
 """Published codecs, by the name of the command line; see export.models.exportable."""
 
 

@@ -227,12 +227,15 @@ def render(
     EngineError.
     """
     constants, clock = engines.bundle.codec, engines.clock
+    missing = [(0, 0), *((0, -side % constants.flow_multiple) for side in tokens.shape[1:])]
+    tokens = np.pad(tokens, missing, mode="edge")
+    grid = tokens.shape[1], tokens.shape[2]
     latents: list[Buffer] = [tokens]
     if constants.latent_channels:
         latents = _latents(engines, batch, tokens, condition, start or Noise(batch))
     images: list[Image.Image] = []
     header = batch.streams[0].header
-    tiled = len(context_tiles(*batch.grid, constants.decoder_tile, constants.decoder_margin)) > 1
+    tiled = len(context_tiles(*grid, constants.decoder_tile, constants.decoder_margin)) > 1
     with (
         engines.use("decoder") as engine,
         engines.tilers("cut", on_device=tiled and _on_device(engine, latents[0])) as tilers,
@@ -263,7 +266,7 @@ def _latents(
     latents: list[Buffer] = []
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(engines.use("flow" if guidance is None else "flow_guided"))
-        tiled = engine.max_batch is not None and max(batch.grid) > constants.flow_tile
+        tiled = engine.max_batch is not None and max(tokens.shape[1:]) > constants.flow_tile
         tilers = stack.enter_context(engines.tilers(*TILING, on_device=tiled))
         for part in batch.parts(engine, *(tilers or {}).values()):
             with engines.clock.timed("noise"):

@@ -1,4 +1,4 @@
-"""Sampling the flow: seeded noise, a few Euler steps, and the decoder, tile by tile where needed.
+"""Sampling the flow: seeded noise, a few steps, and the decoder, tile by tile where needed.
 
 What is larger than a tile is sampled on overlapping tiles whose results are blended in latent space
 after every step, so that seams cannot form; the memory needed is that of a few tiles and of two
@@ -28,7 +28,7 @@ from percoedge.runtime.tiling.tiles import (
     ramp,
 )
 
-__all__ = ["decode_latent", "noise", "sample"]
+__all__ = ["decode_latent", "noise", "sample", "step_times"]
 
 FloatArray = NDArray[np.float32]
 
@@ -49,7 +49,7 @@ def sample(
     condition: Mapping[str, Buffer] | None = None,
     tilers: Mapping[str, Engine] | None = None,
 ) -> Buffer:
-    """Integrate from t = 1 to 0 in equal Euler steps: latent float32 like ``start`` (n,C,H,W).
+    """From noise to latents in ``step_times``: float32 like ``start`` (n,C,H,W).
 
     ``tokens`` (n,h,w). ``guidance`` is fed to a guided flow graph; None means that ``engine`` runs
     the unguided one. ``condition``: what the graph takes of captions, by name. ``tilers``: engines
@@ -58,7 +58,6 @@ def sample(
     there yet. Whether it is finite, ``decode_latent`` sees.
     """
     x: Buffer = start
-    dt = np.array([1 / steps], np.float32)
     whole: dict[str, Buffer] = {"tokens": tokens, **(condition or {})}
     tiling: _Tiling | DeviceTiling | None = None
     if max(tokens.shape[1:]) > codec.flow_tile:
@@ -69,8 +68,11 @@ def sample(
             axes = _axis(tokens.shape[1], codec), _axis(tokens.shape[2], codec)
             engines = {"flow": engine, **tilers}
             tiling = DeviceTiling(engines, axes, whole, cells, _of_images(engine))
-    for index in range(steps):
-        knobs: dict[str, Buffer] = {"t": np.array([1 - index / steps], np.float32), "dt": dt}
+    for t, dt in step_times(codec, steps):
+        knobs: dict[str, Buffer] = {
+            "t": np.array([t], np.float32),
+            "dt": np.array([dt], np.float32),
+        }
         if guidance is not None:
             knobs["guidance"] = np.array([guidance], np.float32)
         if tiling is None:
@@ -80,10 +82,32 @@ def sample(
     return x
 
 
+def step_times(codec: CodecConstants, steps: int) -> list[tuple[float, float]]:
+    """``t`` and ``dt`` of each step.
+
+    Of a flow: time from 1 to 0 in equal Euler steps. Of a diffusion model: steps of training, from
+    1 on with equal spaces between (what diffusers calls "leading" spacing with an offset of 1), and
+    the angle from each to the next, at the end to step 0.
+    """
+    if not codec.angles:
+        return [(1 - index / steps, 1 / steps) for index in range(steps)]
+    space = len(codec.angles) // steps
+    times = [1 + index * space for index in reversed(range(steps))]
+    return [
+        (time, codec.angles[time] - codec.angles[following])
+        for time, following in zip(times, [*times[1:], 0], strict=True)
+    ]
+
+
+def _tiles_along(side: int, codec: CodecConstants) -> tuple[int, list[int]]:
+    """Side and first tokens of the overlapping tiles along one side of a grid."""
+    return overlapping_tiles(side, codec.flow_tile, codec.flow_overlap, codec.flow_multiple)
+
+
 def _axis(side: int, codec: CodecConstants) -> Axis:
     """Tiles along one side of a grid of tokens, in latent cells."""
     cells = codec.stride // codec.latent_stride
-    tile, starts = overlapping_tiles(side, codec.flow_tile, codec.flow_overlap)
+    tile, starts = _tiles_along(side, codec)
     shares = _shares(starts, tile, side * cells, cells, codec.flow_overlap)
     return Axis(side * cells, tile * cells, {start * cells: v for start, v in shares.items()})
 
@@ -126,7 +150,7 @@ class _Tiling:
         self._blended = [np.empty_like(start), np.empty_like(start)]
 
     def step(self, latents: Buffer, knobs: Mapping[str, Buffer]) -> FloatArray:
-        """One Euler step on every tile, blended; the result holds until the step after the next."""
+        """One step on every tile, blended; the result holds until the step after the next."""
         x = np.asarray(latents)
         count = len(x)
         blended = self._blended[0]
@@ -149,9 +173,7 @@ def _tile_groups(
     tokens = np.asarray(whole["tokens"])
     cells, overlap = codec.stride // codec.latent_stride, codec.flow_overlap
     sides = tokens.shape[1:]
-    (rows, tops), (columns, lefts) = (
-        overlapping_tiles(side, codec.flow_tile, overlap) for side in sides
-    )
+    (rows, tops), (columns, lefts) = (_tiles_along(side, codec) for side in sides)
     tiles = [Tile(top, top + rows, left, left + columns) for top in tops for left in lefts]
     height, width = (side * cells for side in sides)
     vertical = _shares(tops, rows, height, cells, overlap)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from percoedge.arguments import expect_int, expect_number
 from percoedge.bitstream.container import MAX_SEED, Header, Stream
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.bundle.manifest import MAX_STEPS
 from percoedge.errors import UsageError
 
 __all__ = ["MAX_GUIDANCE", "MAX_STEPS", "Settings", "chosen_graphs", "schedule_of"]
 
-MAX_STEPS = 255
 MAX_GUIDANCE = 16.0
 
 

@@ -1,7 +1,8 @@
 """Captions as a condition of the flow: token ids, then the text towers of the bundle.
 
 What a caption becomes is all in the bundle: a tokenizer beside each tower, in which the export
-set how far to pad and cut, and a graph that joins what the towers give. Here buffers are passed on.
+set how far to pad and cut, and a graph that joins what the towers give, if there are more of them.
+Here buffers are passed on.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class TextConditioner:
             with self._engines.clock.timed("text"):
                 ids = self._ids(kind, captions)
             joined |= self._run(kind, {"ids": ids})
-        return self._run("text_join", joined)
+        return self._run("text_join", joined) if "text_join" in bundle.kinds else joined
 
     def _run(self, kind: str, feeds: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """Outputs of a graph for all rows (n) of its feeds; those of one run stay on the device."""

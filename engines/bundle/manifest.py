@@ -22,6 +22,7 @@ from percoedge.errors import BundleError
 __all__ = [
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
+    "MAX_STEPS",
     "VARIANTS",
     "CodecConstants",
     "Cost",
@@ -40,6 +41,8 @@ MAX_MANIFEST_BYTES = 1 << 20
 VARIANTS = ("fp32", "fp16", "int8")
 """Names of the variants of a graph that backends ask for."""
 _MAX_FILE_BYTES = 1 << 36
+MAX_STEPS = 255
+"""Most steps of the flow that a decode may take."""
 
 _Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]*\Z", max_length=64)]
@@ -48,6 +51,7 @@ _DType = Literal[
     "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
     "float16", "float32", "float64",
 ]  # fmt: skip
+_Angle = Annotated[float, Meta(ge=0.0, le=1.5708)]
 _Number = Annotated[int, Meta(ge=0, le=1 << 62)]
 _Term = Annotated[str, Meta(pattern=r"^[a-z]+(?:\*[a-z]+){0,7}\Z")]
 _Terms = Annotated[dict[_Term, _Number], Meta(max_length=16)]
@@ -207,7 +211,11 @@ class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ``stride``: pixels a token covers, per side. ``latent_channels``: 0 where there is no latent, so
     no flow either: the decoder takes tokens. ``latent_stride``: pixels a latent cell covers.
     ``schedule``, ``steps``, ``guidance``: defaults where a stream or a caller gives none.
-    ``flow_batch``: tiles of one picture that go through the flow together, unless the engine says.
+    ``angles``: of a diffusion model, whose steps turn a latent from noise towards the image: angle
+    in radians, arctan(sigma / alpha), by step of its training, rising. Empty for a flow.
+    ``flow_multiple``: sides of what the flow takes are multiples of so many tokens; other grids are
+    filled up by repeating the last ones. Its own axes count these multiples. ``flow_batch``: tiles
+    of one picture that go through the flow together, unless the engine says.
     ``encoder_margin``, ``decoder_margin``: how far around a token that graph looks, so that a tile
     with this much context gives what the whole picture would. None: it looks at all of the picture,
     which is never cut into tiles for it.
@@ -218,11 +226,13 @@ class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     latent_channels: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
     latent_stride: Annotated[int, Meta(ge=1, le=256)] = 1
     schedule: _Name
-    steps: Annotated[int, Meta(ge=1, le=255)] = 1
+    steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] = 1
     guidance: Annotated[float, Meta(ge=0.0, le=16.0)] = 1.0
+    angles: Annotated[tuple[_Angle, ...], Meta(max_length=1 << 12)] = ()
     entropy_tile: _Count
     flow_tile: _Count = 1
     flow_overlap: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+    flow_multiple: _Count = 1
     flow_batch: _Count = 1
     decoder_tile: _Count = 1
     encoder_margin: Annotated[int, Meta(ge=0, le=1 << 16)] | None = None
@@ -244,6 +254,17 @@ class CodecConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise ValueError(
                 f"expected flow_overlap of at most half of flow_tile, got {self.flow_overlap} "
                 f"and {self.flow_tile}; make the overlap smaller"
+            )
+        if self.flow_tile % self.flow_multiple:
+            raise ValueError(
+                f"expected flow_tile to be a multiple of flow_multiple, got {self.flow_tile} and "
+                f"{self.flow_multiple}; the flow takes no other sizes"
+            )
+        rising = all(a < b for a, b in zip(self.angles, self.angles[1:], strict=False))
+        if not rising or 0 < len(self.angles) <= MAX_STEPS:
+            raise ValueError(
+                f"expected no angles or more than {MAX_STEPS} that rise, got {len(self.angles)}; "
+                "export the bundle again"
             )
 
 

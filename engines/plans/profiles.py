@@ -98,18 +98,19 @@ def profile_for(
     """
     symbols = {split_axis(a)[1] for spec in specs for a in spec.shape if isinstance(a, str)}
     ranges = {"n": _batch_range(batches)}
-    grids = [_grid(size, codec.stride) for size in sizes]
+    grids = [_grid(size, codec) for size in sizes]
     side = _largest_side(kind, codec, _LARGEST_SIDE if sizes else _WHOLE_SIDE)
     if kind in _FLOWS:  # of each picture that is more than a tile it takes some tiles together
         together = [codec.flow_batch if max(grid) > codec.flow_tile else 1 for grid in grids]
         typical, most = (together[0], max(together)) if grids else (codec.flow_batch,) * 2
         ranges["n"] = (1, typical * ranges["n"][1], most * ranges["n"][2])
     if side is not None:
+        many = codec.flow_multiple if kind in _FLOWS else 1  # tokens that a symbol stands for
         typical = -(-_TUNED_SIDE // codec.stride)
         first = grids[0] if grids else (typical, typical)
         for symbol, index in (("h", 0), ("w", 1)):
-            high = min(side, max((grid[index] for grid in grids), default=side))
-            ranges[symbol] = (1, min(first[index], high), high)
+            high = min(side, max((grid[index] for grid in grids), default=side)) // many
+            ranges[symbol] = (1, max(1, min(first[index] // many, high)), high)
         (_, h, h_high), (_, w, w_high) = ranges["h"], ranges["w"]
         # Positions of one pass: every cell at most, a quarter in the largest pass of most schedules
         ranges["p"] = (1, -(-h * w // 4), h_high * w_high)
@@ -166,12 +167,14 @@ def _with_margin(tile: int, margin: int | None, whole: int) -> int:
     return whole if margin is None else tile + 2 * margin
 
 
-def _grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Rows and columns of the tokens that cover a picture of that width and height."""
+def _grid(size: tuple[int, int], codec: CodecConstants) -> tuple[int, int]:
+    """Rows and columns of the tokens that cover a picture, filled up as the flow wants them."""
     width, height = size
     if min(size) < 1:
         raise UsageError(f"expected sizes of at least 1 pixel a side, got {width}x{height}")
-    return -(-height // stride), -(-width // stride)
+    many = codec.flow_multiple
+    rows, columns = (-(-pixels // (codec.stride * many)) * many for pixels in (height, width))
+    return rows, columns
 
 
 def _batch_range(batches: Sequence[int]) -> Range:

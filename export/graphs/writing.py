@@ -100,6 +100,9 @@ def write_bundle(
     size = codec.codec.codebook_size
     graphs = write_graphs(codec.module, codec.plans, size, out, variants, rounded=rounded)
     graphs, psnr_db = with_int8_linear(graphs, codec.module, codec.plans, size, out)
+    tokenizers = {kind: f"{kind}.tokenizer.json" for kind in codec.tokenizers}
+    for kind, text in codec.tokenizers.items():
+        (out / tokenizers[kind]).write_text(text, "utf-8")
     bundle = write_manifest(
         out,
         name=name or codec.name,
@@ -109,5 +112,6 @@ def write_bundle(
         graphs=graphs,
         licence=codec.licence,
         provenance={**codec.provenance, **({"int8_psnr_db": psnr_db} if psnr_db else {})},
+        tokenizers=tokenizers,
     )
     return with_costs_of(bundle, plans=codec.plans, module=codec.module)

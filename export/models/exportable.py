@@ -7,13 +7,15 @@ record. What is in it goes into the bundle; the runtime never learns of families
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import TensorSpec
@@ -51,7 +53,8 @@ class Exportable:
 
     ``module`` holds the weights that ``plans`` (by kind of graph) build graphs of. ``language``:
     see ``Manifest.language``. ``name``: of the bundle unless the user gives another.
-    ``provenance``: where the weights come from.
+    ``provenance``: where the weights come from. ``tokenizers``: JSON by the text graph that takes
+    its ids.
     """
 
     family: str
@@ -62,6 +65,7 @@ class Exportable:
     language: str
     licence: str
     provenance: Mapping[str, Any]
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
 
 
 class FamilySource(Protocol):
@@ -74,6 +78,13 @@ class FamilySource(Protocol):
     def load(self, args: argparse.Namespace) -> Exportable:
         """Read the checkpoint. Raises BundleError naming the file and what is wrong with it."""
         ...
+
+
+def codebook_language(codebook: Tensor) -> str:
+    """SHA-256 (hex) of shape and values of a codebook (K,c): tokens that are coded uniformly."""
+    digest = hashlib.sha256(repr(tuple(codebook.shape)).encode("ascii"))
+    digest.update(np.ascontiguousarray(codebook.detach().numpy(), "<f4").tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

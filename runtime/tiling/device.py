@@ -110,7 +110,7 @@ class DeviceTiling:
         ]
 
     def step(self, x: Buffer, knobs: Mapping[str, Buffer]) -> Buffer:
-        """Queue one Euler step on every tile, and what blends them; the next latents."""
+        """Queue one step on every tile, and what blends them; the next latents."""
         blended = x
         for number, one in enumerate(self._rectangles):
             tiles = self._run("cut", {"x": x, **one.cut})["tiles"]

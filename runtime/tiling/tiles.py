@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,17 +133,21 @@ def even_tiles(pairs: Sequence[tuple[Tile, Tile]]) -> list[tuple[Tile, Tile]]:
     return even
 
 
-def overlapping_tiles(length: int, most: int, overlap: int) -> tuple[int, list[int]]:
+def overlapping_tiles(
+    length: int, most: int, overlap: int, multiple: int = 1
+) -> tuple[int, list[int]]:
     """Side and first cells of equal tiles that cover ``length`` and share ``overlap`` or more.
 
     They are the fewest of at most ``most`` cells, and no larger than so many need, up to a multiple
-    of `_SIDE_STEP`: whatever runs the tiles meets few shapes.
+    of `_SIDE_STEP`, so that whatever runs the tiles meets few shapes, and of ``multiple``, of which
+    ``length`` and ``most`` are multiples.
     """
     if length <= most:
         return length, [0]
     count = -(-(length - overlap) // (most - overlap))
     needed = -(-(length + (count - 1) * overlap) // count)
-    side = min(most, -(-needed // _SIDE_STEP) * _SIDE_STEP)
+    step = lcm(_SIDE_STEP, multiple)
+    side = min(most, -(-needed // step) * step)
     return side, [index * (length - side) // (count - 1) for index in range(count)]
 
 

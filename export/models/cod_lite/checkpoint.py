@@ -6,7 +6,6 @@ error that names the tensor.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from percoedge.errors import BundleError
-from percoedge.export.models.checkpoints import fill, without_weights
+from percoedge.export.models.checkpoints import fill, unpickled, without_weights
 from percoedge.export.models.cod_lite.config import Config
 from percoedge.export.models.cod_lite.network import Network
 
@@ -38,35 +37,18 @@ def load_network(path: Path, config: Config) -> Network:
     Raises BundleError when the file is not such a checkpoint, and naming the tensor that is
     missing, unknown, of another shape, no float or not finite.
     """
-    tensors = _tensors_of(_unpickled(path), path)
+    tensors = _tensors_of(_contained(unpickled(path)), path)
     with without_weights():
         network = Network(config)
-    for name, expected in network.state_dict().items():
-        given = tensors.get(name)
-        if given is not None:
-            _check(path, name, given, expected)
     fill(network, tensors, torch.float32, path)
     return network.eval()
 
 
-def _unpickled(path: Path) -> Mapping[str, Any]:
-    """What a file of ``torch.save`` holds, nothing but tensors and plain containers made."""
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BundleError(
-            f"{path}: expected a checkpoint of torch.save that holds tensors only: {reason}; fetch "
-            "it again from its authors"
-        ) from error
+def _contained(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Tensors by name, out of the container that they may lie in."""
     for key in _CONTAINERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
+        if isinstance(state.get(key), dict):
             return state[key]  # type: ignore[no-any-return]
-    if not isinstance(state, dict):
-        raise BundleError(
-            f"{path}: expected tensors by name, got {type(state).__name__}; take a "
-            "CoD_Lite_bpp_*.pt file"
-        )
     return state
 
 
@@ -97,21 +79,3 @@ def _tensors_of(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 def _ours(name: str) -> bool:
     return name.startswith(_PREFIX)
-
-
-def _check(path: Path, name: str, given: object, expected: Tensor) -> None:
-    if not isinstance(given, Tensor) or not given.is_floating_point():
-        kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
-        raise BundleError(f"{path}: expected {name} as a tensor of floats, got {kind}")
-    if given.shape != expected.shape:
-        shapes = f"{tuple(expected.shape)}, got {tuple(given.shape)}"
-        if sorted(given.shape) == sorted(expected.shape):
-            shapes += ", which is transposed"
-        raise BundleError(
-            f"{path}: expected {name} of {shapes}; check that checkpoint and YAML file are of one "
-            "rate"
-        )
-    if not bool(given.isfinite().all()):
-        raise BundleError(
-            f"{path}: expected finite numbers in {name}, got NaN or infinity; fetch the file again"
-        )

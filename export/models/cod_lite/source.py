@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import TensorSpec
+from percoedge.export.models.checkpoints import file_digest
 from percoedge.export.models.cod_lite.checkpoint import load_network
 from percoedge.export.models.cod_lite.config import Config, read_config
 from percoedge.export.models.cod_lite.graphs import Codec, DecoderGraph, EncoderGraph
 from percoedge.export.models.cod_lite.layers import WINDOW
 from percoedge.export.models.cod_lite.network import Network
-from percoedge.export.models.exportable import Exportable, GraphPlan
+from percoedge.export.models.exportable import Exportable, GraphPlan, codebook_language
 
 LICENCE = (
     "MIT, Copyright (c) 2025 Microsoft: the licence of the published code "
@@ -41,7 +39,7 @@ def load(args: argparse.Namespace) -> Exportable:
     network = load_network(args.checkpoint, config)
     provenance = {
         "checkpoint": args.checkpoint.name,
-        "checkpoint_sha256": _digest(args.checkpoint),
+        "checkpoint_sha256": file_digest(args.checkpoint),
         "rate_bpp": config.rate_bpp,
         "paper": "arXiv 2604.12525",
     }
@@ -64,7 +62,7 @@ def exportable(
             schedule="uniform",
             entropy_tile=_ENTROPY_TILE,
         ),
-        language=_language(network),
+        language=codebook_language(network.y_embedder.bottleneck.embedding.weight),
         licence=LICENCE,
         provenance=provenance or {},
     )
@@ -107,19 +105,3 @@ def _in_bytes(config: Config) -> Iterator[str]:
     for block in range(config.blocks):
         for layer in ("first", "second", "up", "down"):
             yield f"denoiser.blocks.{block}.{layer}"
-
-
-def _language(network: Network) -> str:
-    """SHA-256 (hex) of shape and values of the codebook, which alone gives tokens their meaning."""
-    codebook = network.y_embedder.bottleneck.embedding.weight.detach().numpy()
-    digest = hashlib.sha256(repr(codebook.shape).encode("ascii"))
-    digest.update(np.ascontiguousarray(codebook, "<f4").tobytes())
-    return digest.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
