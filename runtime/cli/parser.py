@@ -223,11 +223,15 @@ def _add_info(commands: _Commands) -> None:
 
 def _add_convert(commands: _Commands) -> None:
     convert = commands.add(
-        *("convert", "convert a .cod stream of CoD-Lite to .pco, or back", ("convert", "convert")),
+        *(
+            "convert",
+            "convert .cod (CoD-Lite) or .pkl (PerCo) to .pco, or back",
+            ("convert", "convert"),
+        ),
         streams=True,
     )
-    convert.add_argument("input", metavar="IN", help="a .cod or .pco file")
-    _add_output(convert, "default: IN with the other suffix; - for stdout", "-o", "--output")
+    convert.add_argument("input", metavar="IN", help="a .cod, .pkl or .pco file")
+    _add_output(convert, "default: IN with .pco, or .cod; .pkl for PerCo (SD)", "-o", "--output")
     convert.add_argument("--bundle", required=True, help="of the stream's rate")
     convert.add_argument("--bare", action="store_true", help="the .pco stream is a bare one")
 

@@ -37,7 +37,7 @@ _MARGINS = {"encoder": 128, "decoder": 160}
 _TEXT = "text_clip"
 _TRACED = {"n": 2, "h": 3, "w": 5}
 # Diffusers copies larger batches before it upsamples them, which a graph would take for a limit.
-_BOUNDS = {"n": 31, "h": 64, "w": 64}
+_MOST = 31
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,10 +169,13 @@ def graph_plans(codec: Codec, config: Config) -> dict[str, GraphPlan]:
     t, dt, guidance = (TensorSpec(name, "float32", (1,)) for name in ("t", "dt", "guidance"))
     text = TensorSpec("text", "float32", ("n", *codec.null_text.shape[1:]))
 
+    most = _TILE // (stride * many)
+    bounds = {"n": _MOST, "h": most, "w": most}
+
     def step(build: type[nn.Module], *inputs: TensorSpec) -> GraphPlan:
         flow = (start, grid, t, dt, *inputs)
         return GraphPlan(
-            build, flow, (end,), "flow.weights", ("denoiser",), _BOUNDS, _TRACED, guarded=False
+            build, flow, (end,), "flow.weights", ("denoiser",), bounds, _TRACED, guarded=False
         )
 
     plans = {

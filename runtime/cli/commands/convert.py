@@ -1,4 +1,4 @@
-"""The command ``percoedge convert``: streams of CoD-Lite's authors to .pco and back."""
+"""The command ``percoedge convert``: streams of other programs to .pco and back."""
 
 from __future__ import annotations
 
@@ -19,15 +19,25 @@ __all__ = ["convert"]
 
 def convert(options: Namespace, console: Console) -> int:
     """Convert one stream, by the suffix of its name; returns the exit code."""
-    from percoedge.runtime.cli.conversion import cod_from_pco, pco_from_cod
+    from percoedge.runtime.cli.conversion import (
+        cod_from_pco,
+        pco_from_cod,
+        pco_from_perco,
+        perco_from_pco,
+    )
     from percoedge.runtime.engine_set import EngineSet
 
-    directions = {".cod": (pco_from_cod, ".pco"), ".pco": (cod_from_pco, ".cod")}
+    readers = {".cod": pco_from_cod, ".pkl": pco_from_perco}
+    writers = {".cod": cod_from_pco, ".pkl": perco_from_pco}
     suffix = Path(options.input).suffix.lower()
-    if suffix not in directions:
-        raise UsageError(f"expected a file that ends in .cod or .pco, got {options.input!r}")
-    function, other = directions[suffix]
-    output = output_name(options.output, options.input, other)
+    if suffix not in (*readers, ".pco"):
+        raise UsageError(
+            f"expected a file that ends in {', '.join(readers)} or .pco, got {options.input!r}"
+        )
+    output = output_name(options.output, options.input, ".pco" if suffix in readers else ".cod")
+    function = readers.get(suffix)
+    if function is None:
+        function = writers.get(Path(output).suffix.lower(), cod_from_pco)
     data = read_bytes(options.input, limit_bytes=MAX_STREAM_BYTES)
     bundle = Bundle.open(options.bundle)
     engines = EngineSet(bundle, select("onnxruntime-cpu"), low_memory=False)

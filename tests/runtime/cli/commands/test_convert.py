@@ -1,4 +1,4 @@
-"""percoedge convert: .cod to .pco and back."""
+"""percoedge convert: .cod and .pkl to .pco and back."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from percoedge.bitstream.cod import pack_cod, unpack_cod
-from percoedge.bitstream.container import unpack
+from percoedge.bitstream.container import Header, pack, unpack
+from percoedge.bitstream.perco import pack_perco, unpack_perco
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
 from percoedge.engines.bundle.manifest import CodecConstants
 from percoedge.engines.contract import TensorSpec
+from percoedge.runtime.entropy import EntropyCodec
 
 Run = Any
 
@@ -65,10 +67,42 @@ def test_there_and_back(run: Run, bundle: Bundle, tmp_path: Path, bare: bool) ->
     assert (tmp_path / "back.cod").read_bytes() == cod
 
 
-def test_other_sizes_are_filled_up(run: Run, bundle: Bundle, tmp_path: Path) -> None:
-    from percoedge.bitstream.container import Header, pack
-    from percoedge.runtime.entropy import EntropyCodec
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_pickle_there_and_back(run: Run, bundle: Bundle, tmp_path: Path, bare: bool) -> None:
+    tokens = np.random.default_rng(0).integers(0, bundle.codec.codebook_size, (4, 72), np.int32)
+    pickled = pack_perco(tokens, bundle.codec.stride, _bits(bundle), "two red barns")
+    (tmp_path / "a.pkl").write_bytes(pickled)
+    options = ("--bundle", bundle.path, *(["--bare"] if bare else []))
+    assert run("convert", "a.pkl", *options).code == 0
+    pco = (tmp_path / "a.pco").read_bytes()
+    stream = unpack(pco, bare=bare)
+    assert stream.header.caption == "two red barns"
+    assert (stream.header.width, stream.header.height) == tuple(
+        side * bundle.codec.stride for side in (72, 4)
+    )
+    payload = EntropyCodec(None, bundle.codec.codebook_size, 64).encode(tokens, "uniform")
+    assert stream.tokens == payload
+    assert run("convert", "a.pco", "back.pkl", *options).code == 0
+    assert (tmp_path / "back.pkl").read_bytes() == pickled
 
+
+def test_the_size_of_a_pickle_is_that_of_whole_tokens(
+    run: Run, bundle: Bundle, tmp_path: Path
+) -> None:
+    stride = bundle.codec.stride
+    tokens = np.arange(15, dtype=np.int32).reshape(3, 5)
+    data = EntropyCodec(None, bundle.codec.codebook_size, 64).encode(tokens, "uniform")
+    header = Header(5 * stride - 1, 3 * stride - 2)
+    (tmp_path / "a.pco").write_bytes(pack(header, data, bundle.fingerprint))
+    assert run("convert", "a.pco", "a.pkl", "--bundle", bundle.path).code == 0
+    width, height, caption, read = unpack_perco(
+        (tmp_path / "a.pkl").read_bytes(), stride, _bits(bundle)
+    )
+    assert (width, height, caption) == (5 * stride, 3 * stride, "")
+    np.testing.assert_array_equal(read, tokens)
+
+
+def test_other_sizes_are_filled_up(run: Run, bundle: Bundle, tmp_path: Path) -> None:
     stride = bundle.codec.stride
     tokens = np.arange(15, dtype=np.int32).reshape(3, 5)
     data = EntropyCodec(None, bundle.codec.codebook_size, 64).encode(tokens, "uniform")
@@ -84,10 +118,12 @@ def test_other_sizes_are_filled_up(run: Run, bundle: Bundle, tmp_path: Path) -> 
 def test_what_does_not_fit_is_refused(run: Run, bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "a.cod").write_bytes(b"\x20\x00\x20\x00" + b"\x01" * 999)
     (tmp_path / "a.bin").write_bytes(b"")
+    (tmp_path / "a.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     options = ("--bundle", bundle.path)
     for arguments, code, words in (
         (("a.cod", *options), 3, "a.cod: expected a .cod stream of"),
-        (("a.bin", *options), 2, "ends in .cod or .pco"),
+        (("a.bin", *options), 2, "ends in .cod, .pkl or .pco"),
+        (("a.pkl", *options), 3, "a.pkl: expected a pickle"),
         (("b.cod", *options), 3, "b.cod"),
         (("a.cod", "--bundle", "tiny"), 3, "of its rate"),
     ):
