@@ -43,6 +43,16 @@ def test_times_go_from_one_down_in_equal_steps(fakes: Any) -> None:
     assert all(call.feeds["dt"].tolist() == [0.25] for call in engine.calls)
 
 
+def test_steps_of_a_diffusion_model_go_down_to_its_first_angle(fakes: Any) -> None:
+    angles = tuple(np.linspace(0.03, 1.5, 1000).tolist())
+    engine = fakes.engine("flow")
+    sample(engine, grids(2, 3), latents(2, 3), 4, None, fakes.constants(angles=angles))
+    assert [call.feeds["t"].tolist() for call in engine.calls] == [[751], [501], [251], [1]]
+    turns = [float(call.feeds["dt"][0]) for call in engine.calls]
+    expected = [angles[751] - angles[501], angles[501] - angles[251], angles[251] - angles[1]]
+    np.testing.assert_allclose(turns, [*expected, angles[1] - angles[0]], rtol=1e-6)
+
+
 def test_every_step_is_applied(fakes: Any) -> None:
     start, tokens = latents(2, 3), grids(2, 3)
     end = np.asarray(sample(fakes.engine("flow"), tokens, start, 3, None, fakes.constants()))

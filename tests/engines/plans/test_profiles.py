@@ -33,6 +33,16 @@ def test_sizes_are_rounded_up_to_whole_tokens(constants: CodecConstants) -> None
     assert profile_for("flow", (TOKENS,), constants, [(5, 4)]).ranges["w"] == (1, 2, 2)
 
 
+def test_axes_of_the_flow_count_multiples_of_tokens(constants: CodecConstants) -> None:
+    coarse: Any = msgspec.structs.replace(constants, flow_multiple=8)
+    grid = TensorSpec("tokens", "int32", ("n", "8*h", "8*w"))
+    # stride 4: 100x30 px are 8 rows of 25 tokens, filled up to 8x32
+    profile = profile_for("flow", (grid,), coarse, [(64, 64), (100, 30)])
+    assert profile.shapes(grid) == ((1, 8, 8), (1, 16, 16), (1, 16, 32))
+    assert profile_for("flow", (grid,), coarse).shapes(grid)[2] == (1, 32, 32)
+    assert profile_for("decoder", (TOKENS,), coarse, [(100, 30)]).ranges["w"] == (1, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("kind", "side"),
     # entropy_tile 64, flow_tile 32, margins of 2 around the tiles of encoder and decoder

@@ -73,6 +73,15 @@ def test_overlapping_tiles_cover_with_the_fewest_and_smallest(
     assert len(starts) == 1 or len(starts) * (smaller - overlap) + overlap < length
 
 
+@given(multiple=st.integers(1, 9), length=st.integers(1, 40), most=st.integers(1, 9))
+def test_tiles_are_of_multiples_of_cells(multiple: int, length: int, most: int) -> None:
+    length, most = length * multiple, most * multiple
+    side, starts = overlapping_tiles(length, most, most // 4, multiple)
+    assert side % multiple == 0 and side <= most
+    assert starts[-1] + side == length
+    assert all(0 < step <= side for step in np.diff(starts))
+
+
 @given(data=st.data(), length=st.integers(1, 120), most=st.integers(1, 20))
 def test_ramps_are_positive_and_add_up_to_one_at_the_exact_overlap(
     data: st.DataObject, length: int, most: int
