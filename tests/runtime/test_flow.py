@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from percoedge import Codec
 from percoedge.engines.contract import TensorSpec, check_tensors
 from percoedge.engines.plans.profiles import profile_for
 from percoedge.errors import BackendError
@@ -51,6 +52,28 @@ def test_steps_of_a_diffusion_model_go_down_to_its_first_angle(fakes: Any) -> No
     turns = [float(call.feeds["dt"][0]) for call in engine.calls]
     expected = [angles[751] - angles[501], angles[501] - angles[251], angles[251] - angles[1]]
     np.testing.assert_allclose(turns, [*expected, angles[1] - angles[0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(40, 24), (25, 9), (90, 17)])
+def test_grids_are_filled_up_for_the_flow_and_cropped_after_it(
+    fakes: Any, make_bundle: Any, size: tuple[int, int]
+) -> None:
+    """Stride 8, tiles of 4 tokens: sides of what the flow is given are even."""
+    seen = []
+
+    def flow(feeds: Any) -> dict[str, FloatArray]:
+        seen.append(feeds["tokens"])
+        return {"x_next": feeds["x"] * np.float32(0.5)}
+
+    codec = Codec(make_bundle(flow_multiple=2), fakes.backend(flow=flow))
+    data = codec.encode(fakes.photo(*size))
+    tokens = codec.decode_tokens(data)
+    assert codec.decode(data).size == size[::-1]
+    assert all(side % 2 == 0 for given in seen for side in given.shape[1:])
+    filled = np.pad(tokens, [(0, -side % 2) for side in tokens.shape], mode="edge")
+    if max(filled.shape) <= 4:
+        np.testing.assert_array_equal(seen[0][0], filled)
+    assert seen[0][0, 0, 0] == tokens[0, 0] and seen[-1][0, -1, -1] == tokens[-1, -1]
 
 
 def test_every_step_is_applied(fakes: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -49,14 +50,12 @@ class Denoiser(nn.Module):
         spread = tokens[:, :, None, :, None].expand(-1, -1, times, -1, times)
         spread = spread.reshape(batch, height * times, width * times)
         padded = F.pad(spread, (1, 1, 1, 1), value=self.taps.shape[1] - 1)
-        total = None
+        rows = []
         for place, table in enumerate(self.taps):
             top, left = divmod(place, 3)
             cells = padded[:, top : top + height * times, left : left + width * times]
-            rows = F.embedding(cells, table)
-            total = rows if total is None else total + rows
-        assert total is not None
-        return total.permute(0, 3, 1, 2)
+            rows.append(F.embedding(cells, table))
+        return reduce(torch.add, rows).permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor, condition: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """Velocity in the precision of the weights; ``t``: steps of training."""

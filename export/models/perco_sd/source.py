@@ -59,7 +59,6 @@ def load(args: argparse.Namespace) -> Exportable:
     networks = load_networks(folder, config)
     length = int(networks.text.config.max_position_embeddings)
     tokenizer = read_tokenizer(folder / "tokenizer", length)
-    licences = sorted(folder.glob("LICEN[CS]E*"))
     provenance: dict[str, object] = {
         "checkpoint": folder.resolve().name,
         "checkpoint_sha256": {
@@ -76,11 +75,15 @@ def load(args: argparse.Namespace) -> Exportable:
             for kind, pixels in _MARGINS.items()
         },
     }
-    licence = "\n\n".join([LICENCE, *(path.read_text("utf-8") for path in licences)])
+    texts = [p.read_text("utf-8", errors="replace") for p in sorted(folder.glob("LICEN[CS]E*"))]
     return exportable(
-        networks, config, tokenizer, text=not args.without_text, licence=licence,
+        networks,
+        config,
+        tokenizer,
+        text=not args.without_text,
+        licence="\n\n".join([LICENCE, *texts]),
         provenance=provenance,
-    )  # fmt: skip
+    )
 
 
 def exportable(

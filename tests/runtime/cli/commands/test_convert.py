@@ -22,8 +22,12 @@ Run = Any
 
 @pytest.fixture(params=[(16, 4), (16, 8), (4, 8), (32, 8)], ids=str)
 def bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Bundle:
-    """A bundle whose graphs no conversion looks into."""
     stride, bits = request.param
+    return make_bundle(tmp_path, stride, 1 << bits)
+
+
+def make_bundle(tmp_path: Path, stride: int, codebook_size: int) -> Bundle:
+    """A bundle whose graphs no conversion looks into."""
     root = tmp_path / "bundle"
     root.mkdir()
     (root / "graph.onnx").write_bytes(b"none")
@@ -35,7 +39,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Bundle:
         family="cod-lite",
         language="1" * 64,
         codec=CodecConstants(
-            stride=stride, codebook_size=1 << bits, schedule="uniform", entropy_tile=64
+            stride=stride, codebook_size=codebook_size, schedule="uniform", entropy_tile=64
         ),
         graphs={"decoder": GraphFiles((tokens,), (image,), {"fp32": ("graph.onnx",)})},
         licence="CC0-1.0",
@@ -113,6 +117,17 @@ def test_other_sizes_are_filled_up(run: Run, bundle: Bundle, tmp_path: Path) -> 
     assert width % 16 == height % 16 == 0
     np.testing.assert_array_equal(read[:3, :5], tokens)
     assert (read[:, 5:] == read[:, 4:5]).all() and (read[3:] == read[2:3]).all()
+
+
+def test_tokens_without_whole_bits_are_not_converted(run: Run, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, 16, 8196)
+    tokens = np.array([[8195, 0]], np.int32)
+    data = EntropyCodec(None, 8196, 64).encode(tokens, "uniform")
+    (tmp_path / "a.pco").write_bytes(pack(Header(32, 16), data, bundle.fingerprint))
+    for output in ("a.pkl", "a.cod"):
+        result = run("convert", "a.pco", output, "--bundle", bundle.path)
+        assert (result.code, "power of two, got 8196" in result.err) == (2, True)
+        assert not (tmp_path / output).exists()
 
 
 def test_what_does_not_fit_is_refused(run: Run, bundle: Bundle, tmp_path: Path) -> None:
