@@ -23,7 +23,7 @@ from PIL import Image
 from benchmarks.environment import report
 from benchmarks.timing import race
 from percoedge import Codec
-from percoedge.bundles import demo_photo
+from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.comparison import example_feeds
 from percoedge.engines.processors import usable_processors
@@ -75,7 +75,7 @@ def published(folder: Path, feeds: dict[str, Any], threads: int) -> Callable[[],
 
 def decode(bundle: str, steps: int, threads: int) -> dict[str, Any]:
     """Encode and decode the shipped photo at 512x512: seconds by stage, peak memory of both."""
-    photo = Image.open(demo_photo()).convert("RGB").resize((512, 512))
+    photo = Image.open(shipped_photo()).convert("RGB").resize((512, 512))
     seconds = {}
     with Codec.load(bundle, _BACKEND, threads=threads, low_memory=True) as codec:
         data = codec.encode(photo, caption="a photo")
