@@ -65,6 +65,13 @@ class Batch:
         return grid_of(header.height, header.width, self.settings.bundle.codec.stride)
 
     @property
+    def flow_grid(self) -> tuple[int, int]:
+        """Rows and columns of what the flow takes: the grid, filled up."""
+        multiple = self.settings.bundle.codec.flow_multiple
+        rows, columns = (-(-side // multiple) * multiple for side in self.grid)
+        return rows, columns
+
+    @property
     def pixels(self) -> int:
         """Pixels of the tokens of each."""
         rows, columns = self.grid
@@ -144,7 +151,7 @@ class Noise:
     def __init__(self, batch: Batch) -> None:
         constants = batch.settings.bundle.codec
         cells = constants.stride // constants.latent_stride if constants.latent_channels else 1
-        height, width = (side * cells for side in batch.grid)
+        height, width = (side * cells for side in batch.flow_grid)
         self._shape = (constants.latent_channels, height, width)
         self._seeds = [batch.settings.seed_for(stream) for stream in batch.streams]
         self._begun: list[Future[NDArray[np.float32]]] = []
@@ -227,9 +234,9 @@ def render(
     EngineError.
     """
     constants, clock = engines.bundle.codec, engines.clock
-    missing = [(0, 0), *((0, -side % constants.flow_multiple) for side in tokens.shape[1:])]
-    tokens = np.pad(tokens, missing, mode="edge")
-    grid = tokens.shape[1], tokens.shape[2]
+    grid = batch.flow_grid
+    missing = [whole - side for whole, side in zip(grid, tokens.shape[1:], strict=True)]
+    tokens = np.pad(tokens, [(0, 0), (0, missing[0]), (0, missing[1])], mode="edge")
     latents: list[Buffer] = [tokens]
     if constants.latent_channels:
         latents = _latents(engines, batch, tokens, condition, start or Noise(batch))
@@ -266,7 +273,7 @@ def _latents(
     latents: list[Buffer] = []
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(engines.use("flow" if guidance is None else "flow_guided"))
-        tiled = engine.max_batch is not None and max(tokens.shape[1:]) > constants.flow_tile
+        tiled = engine.max_batch is not None and max(batch.flow_grid) > constants.flow_tile
         tilers = stack.enter_context(engines.tilers(*TILING, on_device=tiled))
         for part in batch.parts(engine, *(tilers or {}).values()):
             with engines.clock.timed("noise"):
