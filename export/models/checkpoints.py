@@ -164,8 +164,7 @@ def _check(where: object, name: str, given: object, expected: Tensor) -> None:
         if sorted(given.shape) == sorted(expected.shape):
             shapes += ", which is transposed"
         raise BundleError(
-            f"{where}: expected {name} of {shapes}; check that configuration and weights are of "
-            "one model and one rate"
+            f"{where}: expected {name} of {shapes}; check the configuration and the rate"
         )
     if not bool(given.isfinite().all()):
         raise BundleError(
