@@ -36,7 +36,7 @@ from percoedge.export.checks.parity import check_graphs, check_parity, format_ta
 from percoedge.export.config import RATES, Config, at_rate, load_config
 from percoedge.export.exact.integers import language_digest, prove
 from percoedge.export.graphs.costs import with_costs
-from percoedge.export.graphs.int8 import with_int8
+from percoedge.export.graphs.int8.graphs import with_int8
 from percoedge.export.graphs.modules import DTYPES, graph_plans
 from percoedge.export.graphs.onnx_files import round_weights
 from percoedge.export.graphs.writing import write_bundle, write_entropy, write_graphs

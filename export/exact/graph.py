@@ -29,7 +29,7 @@ from percoedge.export.exact.integers import (
     IntegerMim,
     prove,
 )
-from percoedge.export.graphs.int8_graph import MICROSOFT
+from percoedge.export.graphs.int8.builder import MICROSOFT
 from percoedge.export.graphs.onnx_files import WeightFile
 
 

@@ -34,7 +34,7 @@ from percoedge.engines.bundle.write import replace_manifest
 from percoedge.engines.contract import TensorSpec
 from percoedge.errors import PercoedgeError
 from percoedge.export.config import Config, at_rate, load_config
-from percoedge.export.graphs.int8 import int8_layers
+from percoedge.export.graphs.int8.graphs import int8_layers
 from percoedge.export.graphs.modules import graph_plans
 from percoedge.export.models.exportable import GraphPlan
 from percoedge.export.models.mim import Mim, QuantLayer

@@ -15,7 +15,7 @@ from percoedge.engines.contract import TensorSpec
 from percoedge.export.exact.graph import entropy_graphs
 from percoedge.export.exact.integers import IntegerMim
 from percoedge.export.graphs.costs import with_costs_of
-from percoedge.export.graphs.int8_linear import with_int8_linear
+from percoedge.export.graphs.int8.linear import with_int8_linear
 from percoedge.export.graphs.modules import DTYPES
 from percoedge.export.graphs.onnx_files import OPSET, WeightFile, trace, write_program
 from percoedge.export.models.exportable import Exportable, GraphPlan, in_precision

@@ -325,7 +325,7 @@ def captured(backend: TensorRtBackend) -> tuple[int, int]:
     return captures.runs, captures.launches
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_decode_waits_for_the_passes_and_the_image(
     make_place: Callable[..., Place], steps: int
 ) -> None:

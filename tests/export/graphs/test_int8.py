@@ -15,9 +15,9 @@ from torch import nn
 
 from percoedge.export.config import Config
 from percoedge.export.exact.integers import WEIGHT_MAX
-from percoedge.export.graphs.calibration import layer_ranges
-from percoedge.export.graphs.int8_decoder import int8_decoder
-from percoedge.export.graphs.int8_graph import Affine, Int8Graph
+from percoedge.export.graphs.int8.builder import Affine, Int8Graph
+from percoedge.export.graphs.int8.calibration import layer_ranges
+from percoedge.export.graphs.int8.decoder import int8_decoder
 from percoedge.export.graphs.modules import graph_plans
 from percoedge.export.models.percov2.family import Family
 

@@ -17,6 +17,8 @@ from percoedge.runtime.bench.case import Case, Limits
 from percoedge.runtime.bench.measure import measure_on
 from percoedge.runtime.codec import Codec
 
+pytestmark = pytest.mark.slow
+
 
 def test_stages_are_all_of_the_latency(fake_bundle: Bundle, measured: Any) -> None:
     result = measured(fake_bundle)

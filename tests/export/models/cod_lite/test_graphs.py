@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from percoedge import Codec as Runtime
 from percoedge.engines.bundle import Bundle, GraphFiles
 from percoedge.export import bundle as command
-from percoedge.export.graphs import int8_linear
+from percoedge.export.graphs.int8 import linear as int8_linear
 from percoedge.export.models.cod_lite.checkpoint import load_network
 from percoedge.export.models.cod_lite.config import Config
 from percoedge.export.models.cod_lite.graphs import Codec, DecoderGraph, EncoderGraph

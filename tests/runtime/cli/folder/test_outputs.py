@@ -272,6 +272,7 @@ os.replace = last""",
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize(
     ("moment", "older"), [(moment, True) for moment in PATCHES] + [("behind the record", False)]

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from percoedge.export.graphs.calibration import Channels, LayerRange
-from percoedge.export.graphs.int8_graph import Affine, Bytes, Int8Graph
+from percoedge.export.graphs.int8.builder import Affine, Bytes, Int8Graph
+from percoedge.export.graphs.int8.calibration import Channels, LayerRange
 
 _MOST_BIAS = 2.0**30
 

@@ -19,8 +19,8 @@ from percoedge.engines.bundle import GraphFiles
 from percoedge.engines.comparison import example_feeds
 from percoedge.engines.contract import GraphSource
 from percoedge.engines.selection import select
-from percoedge.export.graphs.calibration import LayerRange, range_of, watched
-from percoedge.export.graphs.int8_graph import Affine, Bytes, Int8Graph
+from percoedge.export.graphs.int8.builder import Affine, Bytes, Int8Graph
+from percoedge.export.graphs.int8.calibration import LayerRange, range_of, watched
 from percoedge.export.models.exportable import GraphPlan
 
 LEAST_PSNR_DB = 40.0

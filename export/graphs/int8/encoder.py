@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 from torch import nn
 
-from percoedge.export.graphs.calibration import LayerRange
-from percoedge.export.graphs.int8_graph import Affine, Bytes, Int8Graph, float_casts
-from percoedge.export.graphs.int8_layers import Int8Layers, numpy_of
+from percoedge.export.graphs.int8.builder import Affine, Bytes, Int8Graph, float_casts
+from percoedge.export.graphs.int8.calibration import LayerRange
+from percoedge.export.graphs.int8.layers import Int8Layers, numpy_of
 from percoedge.export.models.percov2.family import Family
 from percoedge.export.models.percov2.hyper import AttentionBlock, Bottleneck
 from percoedge.export.models.percov2.vae import ResidualBlock

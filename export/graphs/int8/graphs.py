@@ -16,10 +16,10 @@ from onnx import helper
 
 from percoedge.engines.bundle import GraphFiles
 from percoedge.export.config import Config
-from percoedge.export.graphs.calibration import LayerRange, layer_ranges
-from percoedge.export.graphs.int8_decoder import int8_decoder
-from percoedge.export.graphs.int8_encoder import int8_encoder
-from percoedge.export.graphs.int8_graph import MICROSOFT, Affine, Bytes, Int8Graph
+from percoedge.export.graphs.int8.builder import MICROSOFT, Affine, Bytes, Int8Graph
+from percoedge.export.graphs.int8.calibration import LayerRange, layer_ranges
+from percoedge.export.graphs.int8.decoder import int8_decoder
+from percoedge.export.graphs.int8.encoder import int8_encoder
 from percoedge.export.models.percov2.family import Family
 from percoedge.export.models.percov2.vae import TinyVae
 
