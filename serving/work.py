@@ -9,10 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from percoedge.bitstream.container import unpack
@@ -21,7 +18,7 @@ from percoedge.engines.bundle import Bundle
 from percoedge.engines.selection import select
 from percoedge.errors import PercoedgeError, UsageError
 from percoedge.runtime.codec import DEFAULT_MAX_PIXELS, Codec
-from percoedge.runtime.images import read_image, write_image
+from percoedge.runtime.images import image_bytes, read_image
 from percoedge.runtime.images.classical import CLASSICAL, PhotoRival
 from percoedge.serving.settings import ServiceSettings
 
@@ -182,7 +179,7 @@ class Worker:
             ) from error
         height, width = pixels.shape[:2]
         return Outcome(
-            _file(attempt.pixels, "PNG"),
+            image_bytes(attempt.pixels, "PNG"),
             *(width, height, None),
             timings_ms={rival.name: (time.perf_counter() - began) * 1000},
             classical_bytes=attempt.size_bytes,
@@ -233,16 +230,10 @@ class Worker:
 def _image_outcome(image: Image.Image, format: str, codec: Codec) -> Outcome:
     """An image that a codec has just decoded, as a file."""
     began = time.perf_counter()
-    body = _file(image, format)
+    body = image_bytes(image, format)
     writing_ms = (time.perf_counter() - began) * 1000
     return Outcome(
         body,
         *(image.width, image.height, codec.bundle.name),
         timings_ms={**codec.timings_ms, "write image": writing_ms},
     )
-
-
-def _file(image: Image.Image | NDArray[np.uint8], format: str) -> bytes:
-    stream = BytesIO()
-    write_image(image, stream, format)
-    return stream.getvalue()

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from percoedge.runtime.images.formats import READ_SUFFIXES
 from percoedge.runtime.images.reading import Photo, Source, read_image
-from percoedge.runtime.images.writing import WRITE_SUFFIXES, format_of, suffix_of, write_image
+from percoedge.runtime.images.writing import (
+    WRITE_SUFFIXES,
+    format_of,
+    image_bytes,
+    suffix_of,
+    write_image,
+)
 
 __all__ = [
     "READ_SUFFIXES",
@@ -12,6 +18,7 @@ __all__ = [
     "Photo",
     "Source",
     "format_of",
+    "image_bytes",
     "read_image",
     "suffix_of",
     "write_image",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ from PIL import Image
 from percoedge.errors import OutputError, UsageError
 from percoedge.runtime.files import STANDARD_STREAM, atomic_write
 
-__all__ = ["WRITE_SUFFIXES", "format_of", "suffix_of", "write_image"]
+__all__ = ["WRITE_SUFFIXES", "format_of", "image_bytes", "suffix_of", "write_image"]
 
 WRITE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Suffixes of the images that are written, and their formats; the usual one comes first."""
@@ -65,6 +66,13 @@ def write_image(
         write(destination)
     except OSError as error:
         raise OutputError(f"cannot write the image to the stream given: {error}") from error
+
+
+def image_bytes(image: Image.Image | NDArray[np.uint8], format: str) -> bytes:
+    """The file that ``write_image`` would write, from what it takes; raises as it does."""
+    stream = BytesIO()
+    write_image(image, stream, format)
+    return stream.getvalue()
 
 
 def format_of(destination: str | os.PathLike[str], format: str | None = None) -> str:

@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +26,7 @@ from percoedge.runtime.cli.folder.decode import stream_sha256
 from percoedge.runtime.cli.folder.encode import image_sha256
 from percoedge.runtime.cli.folder.record import entry_from_line, line_from_entry
 from percoedge.runtime.codec import Codec
-from percoedge.runtime.images import read_image, write_image
+from percoedge.runtime.images import image_bytes, read_image
 from percoedge.runtime.settings import Settings
 from percoedge.serving.fleet.places import NO_PLAIN_FILE, Place
 
@@ -262,12 +261,10 @@ class Worker:
             return self._codec.encode(pixels, max_pixels=job.max_pixels, **job.choices)
         if image is None:
             image = self._codec.decode(item.data, max_pixels=job.max_pixels, **job.choices)
-        buffer = BytesIO()
         try:
-            write_image(image, buffer, job.kind)
+            return image_bytes(image, job.kind)
         except OutputError as error:  # this one only: an image too large for the format
             raise InputError(str(error)) from error
-        return buffer.getvalue()
 
     def _write(self, part: str, items: Sequence[_Item]) -> None:
         """Write the record, then the outputs."""

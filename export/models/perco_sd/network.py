@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from percoedge.export.models.elic import bottleneck, hyper_stages
 from percoedge.export.models.perco_sd.config import Config
 
 
@@ -16,7 +17,7 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = _bottleneck(width)
+        self.layers = bottleneck(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """The input and what the convolutions add to it, of the same shape."""
@@ -29,22 +30,11 @@ class _RectifiedResidual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = _bottleneck(width)
+        self.conv = bottleneck(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """The sum, nowhere below 0."""
         return torch.relu(x + self.conv(x))
-
-
-def _bottleneck(width: int) -> nn.Sequential:
-    half = width // 2
-    return nn.Sequential(
-        nn.Conv2d(width, half, 1),
-        nn.ReLU(),
-        nn.Conv2d(half, half, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(half, width, 1),
-    )
 
 
 class _Gated(nn.Module):
@@ -95,30 +85,12 @@ class HyperEncoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        width, features = config.width, config.features
-        # of three stages the last ones are strided, as many as the side is halved
-        first = 3 - (config.cells.bit_length() - 1)
-
-        def stage(index: int, channels: int) -> nn.Module:
-            if index >= first:
-                return nn.Conv2d(channels, width, 5, stride=2, padding=2)
-            return nn.Conv2d(channels, width, 1)
-
-        def residuals() -> list[nn.Module]:
-            return [_Residual(width) for _ in range(3)]
-
-        self.backbone = nn.Sequential(
-            stage(0, config.latent_channels),
-            *residuals(),
-            stage(1, width),
-            *residuals(),
-            _Gated(width),
-            stage(2, width),
-            *residuals(),
-            nn.Conv2d(width, features, 1),
-            _Gated(features),
+        halvings = config.cells.bit_length() - 1
+        self.backbone = hyper_stages(
+            *(config.latent_channels, config.width, config.features, halvings),
+            *(_Residual, _Gated),
         )
-        self.quantizer = Quantizer(features, config.code_channels, config.codebook_size)
+        self.quantizer = Quantizer(config.features, config.code_channels, config.codebook_size)
 
 
 def build_unet(config: Config) -> UNet2DConditionModel:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from percoedge.export.config import HyperConfig
+from percoedge.export.models.elic import bottleneck, hyper_stages
 
 
 class Bottleneck(nn.Module):
@@ -19,14 +20,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        half = width // 2
-        self.body = nn.Sequential(
-            nn.Conv2d(width, half, 1),
-            nn.ReLU(),
-            nn.Conv2d(half, half, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(half, width, 1),
-        )
+        self.body = bottleneck(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """The input and what the convolutions add to it, of the same shape."""
@@ -55,26 +49,9 @@ class HyperEncoder(nn.Module):
 
     def __init__(self, config: HyperConfig, latent_channels: int) -> None:
         super().__init__()
-        width, features = config.width, config.features
-
-        def stage(index: int, channels: int) -> nn.Module:
-            if index >= 3 - config.downsamplings:
-                return nn.Conv2d(channels, width, 5, stride=2, padding=2)
-            return nn.Conv2d(channels, width, 1)
-
-        def residuals() -> list[nn.Module]:
-            return [Bottleneck(width) for _ in range(3)]
-
-        self.body = nn.Sequential(
-            stage(0, latent_channels),
-            *residuals(),
-            stage(1, width),
-            *residuals(),
-            AttentionBlock(width),
-            stage(2, width),
-            *residuals(),
-            nn.Conv2d(width, features, 1),
-            AttentionBlock(features),
+        self.body = hyper_stages(
+            *(latent_channels, config.width, config.features, config.downsamplings),
+            *(Bottleneck, AttentionBlock),
         )
 
     def forward(self, latent: Tensor) -> Tensor:

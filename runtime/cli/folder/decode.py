@@ -11,7 +11,6 @@ import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 from PIL import Image
@@ -24,7 +23,7 @@ from percoedge.runtime.cli.console import Console
 from percoedge.runtime.cli.folder.work import check_folder, run_folder
 from percoedge.runtime.codec import Codec
 from percoedge.runtime.files import STANDARD_STREAM
-from percoedge.runtime.images import READ_SUFFIXES, format_of, suffix_of, write_image
+from percoedge.runtime.images import READ_SUFFIXES, format_of, image_bytes, suffix_of
 from percoedge.runtime.settings import Settings
 
 __all__ = ["decode_folder", "stream_sha256"]
@@ -78,12 +77,10 @@ class _Decode:
         return codec.decode_batch(data, **self._how)
 
     def contents(self, result: Image.Image) -> bytes:
-        buffer = BytesIO()
         try:
-            write_image(result, buffer, self._kind)
+            return image_bytes(result, self._kind)
         except OutputError as error:  # this one only: an image too large for the format
             raise InputError(str(error)) from error
-        return buffer.getvalue()
 
 
 def stream_sha256(settings: Settings, data: bytes, kind: str, *, bare: bool, cut: bool) -> str:
