@@ -32,6 +32,7 @@ __all__ = [
     "Noise",
     "batch_slices",
     "batches",
+    "check_pixels",
     "open_stream",
     "read_progressive",
     "read_tokens",
@@ -88,6 +89,15 @@ class Batch:
         return batch_parts(len(self.streams), self.pixels, min(limits, default=None))
 
 
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raise StreamError for a stream whose image has more than ``max_pixels``."""
+    if width * height > max_pixels:
+        raise StreamError(
+            f"expected an image of at most {max_pixels} pixels, got {width}x{height}; allow more "
+            "with max_pixels (--max-pixels) if you trust the file"
+        )
+
+
 def open_stream(
     data: bytes, settings: Settings, *, bare: bool, cut: bool, max_pixels: int
 ) -> Stream:
@@ -109,11 +119,7 @@ def open_stream(
             f"expected a stream of bundle {bundle.name!r} ({bundle.fingerprint.hex()}), got one of "
             f"{found}; {remedy}"
         )
-    if header.width * header.height > max_pixels:
-        raise StreamError(
-            f"expected an image of at most {max_pixels} pixels, got {header.width}x"
-            f"{header.height}; allow more with max_pixels (--max-pixels) if you trust the file"
-        )
+    check_pixels(header.width, header.height, max_pixels)
     schedule = schedule_of(header, bundle)
     if (header.passes_sent or 1) > pass_count(schedule):
         raise StreamError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from percoedge.errors import UsageError
@@ -59,10 +60,10 @@ class ServiceSettings:
             ("batch_window_ms", 0),
             ("drain_s", 0),
         ):
-            if getattr(self, name) < low:
+            if not low <= getattr(self, name) < math.inf:
                 raise UsageError(f"expected {name} to be at least {low}, got {getattr(self, name)}")
         for name in ("body_timeout_s", "deadline_s"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"expected {name} to be above 0, got {getattr(self, name)}")
         for name in ("lanes", "threads", "max_batch", "max_pixels"):
             value = getattr(self, name)

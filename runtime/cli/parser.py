@@ -228,6 +228,7 @@ def _add_convert(commands: _Commands) -> None:
             "convert .cod (CoD-Lite) or .pkl (PerCo) to .pco, or back",
             ("convert", "convert"),
         ),
+        size_options(),
         streams=True,
     )
     convert.add_argument("input", metavar="IN", help="a .cod, .pkl or .pco file")
@@ -245,7 +246,6 @@ def _add_demo(commands: _Commands) -> None:
     demo.add_argument(
         "-o",
         "--output",
-        default="percoedge-demo.png",
         metavar="OUT",
         help="original and decoded side by side (default: percoedge-demo.png)",
     )

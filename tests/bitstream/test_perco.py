@@ -128,6 +128,10 @@ HOSTILE = {
     "depth": (b"\x80\x04K\x01" + b"\x85" * 1000 + b".", "got TUPLE1"),
     "many instructions": (b"\x80\x04" + b"K\x01" * 1000 + b".", "of 64 instructions at most"),
     "length beyond the end": (b"\x80\x04B\xff\xff\xff\x7fab.", "expected a pickle"),
+    "value of another type": (
+        b"}\x95\5" + bytes(7) + b"K\0J\0\0\0\xffC\1ah\0(.",
+        "expected a pickle",
+    ),
     "unhashable key": (b"\x80\x04}}K\x01s.", "expected a pickle"),
     "bytes behind it": (stream() + b"\x00", "expected a pickle of"),
     "nothing": (b"", "expected a pickle"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -220,7 +221,10 @@ def test_the_description_is_openapi() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_batch": 0}, {"deadline_s": 0.0}, {"bundles": ()}, {"token": " "}, {"lanes": 0}],
+    [
+        *({"max_batch": 0}, {"bundles": ()}, {"token": " "}, {"lanes": 0}),
+        *({"deadline_s": 0.0}, {"deadline_s": math.nan}, {"drain_s": math.inf}),
+    ],
 )
 def test_settings_out_of_their_ranges_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from percoedge.bitstream.container import MAX_STREAM_BYTES
+from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.selection import select
 from percoedge.errors import UsageError
 from percoedge.runtime.cli.codec_options import naming
 from percoedge.runtime.cli.console import Console
 from percoedge.runtime.cli.outputs import output_name, shown_name
-from percoedge.runtime.files import atomic_write, read_bytes
+from percoedge.runtime.files import STANDARD_STREAM, atomic_write, read_bytes
 
 __all__ = ["convert"]
 
@@ -35,14 +35,20 @@ def convert(options: Namespace, console: Console) -> int:
             f"expected a file that ends in {', '.join(readers)} or .pco, got {options.input!r}"
         )
     output = output_name(options.output, options.input, ".pco" if suffix in readers else ".cod")
-    function = readers.get(suffix)
-    if function is None:
-        function = writers.get(Path(output).suffix.lower(), cod_from_pco)
+    wanted = Path(output).suffix.lower()
+    fitting = (".pco",) if suffix in readers else tuple(writers)
+    if output not in (STANDARD_STREAM, options.input) and wanted not in fitting:
+        raise UsageError(
+            f"expected an output that ends in {' or '.join(fitting)} for {options.input!r}, got "
+            f"{output!r}; rename it"
+        )
+    function = readers.get(suffix) or writers.get(wanted, cod_from_pco)
     data = read_bytes(options.input, limit_bytes=MAX_STREAM_BYTES)
     bundle = Bundle.open(options.bundle)
     engines = EngineSet(bundle, select("onnxruntime-cpu"), low_memory=False)
     with naming(options.input):
-        converted = function(engines, data, bare=options.bare)
+        max_pixels = options.max_pixels or DEFAULT_MAX_PIXELS
+        converted = function(engines, data, bare=options.bare, max_pixels=max_pixels)
     atomic_write(output, converted)
     record = {
         "command": "convert",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from argparse import Namespace
 from typing import Any
@@ -22,13 +23,19 @@ from percoedge.runtime.images.metrics import ms_ssim, psnr_db
 
 __all__ = ["demo", "side_by_side"]
 
+_OUTPUT = "percoedge-demo.png"
 _GAP_PX = 8
 
 
 def demo(options: Namespace, console: Console) -> int:
     """Encode and decode a photo, print what it took, and write both side by side; returns 0."""
-    kind = format_of(options.output)
-    check_output(options.output, options.photo)
+    output = options.output or _OUTPUT
+    kind = format_of(output)
+    if options.output is None and os.path.lexists(output):
+        raise UsageError(
+            f"expected no file {output!r}, as it would be replaced; name the output with -o"
+        )
+    check_output(output, options.photo)
     source = options.photo or shipped_photo()
     began = time.perf_counter()
     max_pixels = options.max_pixels or DEFAULT_MAX_PIXELS
@@ -47,14 +54,14 @@ def demo(options: Namespace, console: Console) -> int:
         decode_ms = codec.timings_ms
     decoded: NDArray[np.uint8] = np.asarray(image)
     began = time.perf_counter()
-    write_image(side_by_side(photo.pixels, decoded), options.output, kind)
+    write_image(side_by_side(photo.pixels, decoded), output, kind)
     decode_ms["write image"] = _since_ms(began)
 
     quality = _quality(photo.pixels, decoded)
     record = {
         "command": "demo",
         "input": str(source),
-        "output": options.output,
+        "output": output,
         "width": width,
         "height": height,
         "bytes": len(data),

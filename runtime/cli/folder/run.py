@@ -20,6 +20,7 @@ Pair = tuple[str, str]
 """Names of an input and of its output."""
 
 _WAIT_SECONDS = 0.1
+_MAX_LINE_BYTES = 1 << 20
 
 
 class FolderRun:
@@ -29,13 +30,18 @@ class FolderRun:
     """
 
     def __init__(self, source: Path, report: Path) -> None:
-        """``report``: a file of bad inputs; one that is there is removed. Raises OutputError."""
+        """``report``: a file of bad inputs; an earlier one is removed. Raises OutputError."""
         self.report = report
         self.done = 0
         self.bad = 0
         self._source = source
         self._stopped = threading.Event()
         with writing(report):
+            if os.path.lexists(report) and not _is_report(report):
+                raise OutputError(
+                    f"cannot write {report}: expected no file, or the report of an earlier run, "
+                    "got another one; move it, or name another folder"
+                )
             report.unlink(missing_ok=True)
 
     def all(
@@ -96,6 +102,18 @@ class FolderRun:
             raise error
         else:
             self.add_bad(name, error)
+
+
+def _is_report(path: Path) -> bool:
+    """Whether this is a plain file that begins as ``add_bad`` writes, or an empty one."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        line = file.readline(_MAX_LINE_BYTES)
+    try:
+        return not line or {"file", "error", "message"} <= json.loads(line).keys()
+    except (ValueError, AttributeError, RecursionError):
+        return False
 
 
 @contextlib.contextmanager

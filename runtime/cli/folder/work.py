@@ -23,7 +23,7 @@ from percoedge.engines.bundle import Bundle
 from percoedge.engines.processors import usable_processors
 from percoedge.engines.selection import select
 from percoedge.errors import InputError, UsageError
-from percoedge.runtime.cli.console import Console
+from percoedge.runtime.cli.console import Console, say_error
 from percoedge.runtime.cli.folder.record import FolderRecord, State
 from percoedge.runtime.cli.folder.run import FolderRun, Pair, writing
 from percoedge.runtime.cli.outputs import named_outputs
@@ -131,6 +131,8 @@ def run_folder(work: FolderWork, bundle: Bundle, options: Namespace, console: Co
         **work.described,
     }
     console.report(result, _lines(result, work))
+    if run.bad:
+        say_error(f"{run.bad} {work.inputs} were not {work.command}d: see {run.report}")
     return InputError.exit_code if run.bad else 0
 
 
@@ -196,13 +198,21 @@ class _Folder:
         contents = self.work.contents(result)
         source_sha256 = self.work.source_sha256(data)
         if not stopped.is_set():
+            path = self.target / output
             # somebody may have put a file there meanwhile
-            self._checked_state(output, source_sha256)
+            if self._checked_state(output, source_sha256) is not State.ABSENT:
+                _check_access(path)
             self.record.add(output, contents, source_sha256)
-            atomic_write(self.target / output, contents)
+            atomic_write(path, contents)
 
     def _read(self, name: str) -> bytes:
-        return read_bytes(self.source / name, limit_bytes=self.work.limit_bytes)
+        path = self.source / name
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe may never end
+            raise InputError(
+                f"cannot read {path}: expected a plain file, got a pipe or device; take it out of "
+                "the folder"
+            )
+        return read_bytes(path, limit_bytes=self.work.limit_bytes)
 
     def _checked_state(self, output: str, source_sha256: str) -> State:
         """What lies at the name of an output; raises InputError where that must stay."""
@@ -211,14 +221,23 @@ class _Folder:
             raise InputError(
                 f"cannot write {path}: expected no file, or one that was {self.work.command}d here "
                 "and not changed since, got another one; move it, name another folder, or replace "
-                "it with --force"
+                "it with --force (links, folders and devices never are)"
             )
         return state
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Whether writing there replaces a file, be it behind a link: no folder, pipe or device."""
-    return path.is_file() or not path.exists()
+    """Whether writing there replaces a file of this folder: no link, folder, pipe or device."""
+    return not path.is_symlink() and (path.is_file() or not path.exists())
+
+
+def _check_access(path: Path) -> None:
+    """Raise InputError for a write-protected file: that of one input, where others can go on."""
+    if not os.access(path, os.W_OK):
+        raise InputError(
+            f"cannot write {path}: expected a file that may be replaced, got a write-protected "
+            "one; allow it, or move it"
+        )
 
 
 def check_folder(options: Namespace, outputs: str, suffixes: Sequence[str]) -> None:
@@ -226,7 +245,7 @@ def check_folder(options: Namespace, outputs: str, suffixes: Sequence[str]) -> N
 
     Raises UsageError.
     """
-    if options.output in (None, STANDARD_STREAM):
+    if options.output in (None, "", STANDARD_STREAM):
         raise UsageError(
             f"expected a folder for the {outputs} of {options.input!r}, got none; name it with "
             "--out"
@@ -283,6 +302,4 @@ def _lines(record: Mapping[str, Any], work: FolderWork) -> list[str]:
         lines.append(
             f"{record['kept']} {work.outputs} were there already; --force {work.command}s again"
         )
-    if record["bad"]:
-        lines.append(f"{record['bad']} {work.inputs} were not {done}: see {record['report']}")
     return lines

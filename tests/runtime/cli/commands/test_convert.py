@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from percoedge.bitstream.cod import pack_cod, unpack_cod
-from percoedge.bitstream.container import Header, pack, unpack
+from percoedge.bitstream.container import MAX_SIDE, Header, pack, unpack
 from percoedge.bitstream.perco import pack_perco, unpack_perco
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
 from percoedge.engines.bundle.manifest import CodecConstants
@@ -141,7 +141,25 @@ def test_what_does_not_fit_is_refused(run: Run, bundle: Bundle, tmp_path: Path) 
         (("a.pkl", *options), 3, "a.pkl: expected a pickle"),
         (("b.cod", *options), 3, "b.cod"),
         (("a.cod", "--bundle", "tiny"), 3, "of its rate"),
+        (("a.cod", "a.png", *options), 2, "an output that ends in .pco"),
+        (("a.pco", "a.png", *options), 2, "an output that ends in .cod or .pkl"),
     ):
         result = run("convert", *arguments)
         assert (result.code, words in result.err) == (code, True), result.err
         assert not (tmp_path / "a.pco").exists()
+
+
+def test_sizes_beyond_the_limits(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+    stride = bundle.codec.stride
+    tokens = np.zeros((max(1, 16 // stride), (MAX_SIDE + 64) // stride), np.int32)
+    (tmp_path / "a.cod").write_bytes(pack_cod(tokens, stride, _bits(bundle)))
+    result = run("convert", "a.cod", "--bundle", bundle.path)
+    assert (result.code, "at most 16384 pixels a side" in result.err) == (3, True), result.err
+    few = tokens[:, : 256 // stride]
+    pixels = few.size * stride**2
+    (tmp_path / "b.cod").write_bytes(pack_cod(few, stride, _bits(bundle)))
+    options = ("--bundle", bundle.path, "--max-pixels")
+    assert run("convert", "b.cod", "b.pco", *options, pixels - 1).code == 3
+    assert run("convert", "b.cod", "b.pco", *options, pixels).code == 0
+    assert run("convert", "b.pco", "c.cod", *options, pixels - 1).code == 3
+    assert run("convert", "b.pco", "c.cod", *options, pixels).code == 0

@@ -38,7 +38,10 @@ def test_prints_for_people(run: Run, tmp_path: Path) -> None:
     assert result.code == 0
     for words in ("bpp", "PSNR", "MS-SSIM not defined", "load", "wrote    percoedge-demo.png"):
         assert words in result.out.decode()
-    assert Path("percoedge-demo.png").exists()
+    before = Path("percoedge-demo.png").stat()
+    assert_refused(run("demo", "dot.png"), 2, "as it would be replaced; name the output with -o")
+    assert Path("percoedge-demo.png").stat() == before
+    assert run("demo", "dot.png", "-o", "percoedge-demo.png").code == 0  # it was named
 
 
 def test_shipped_photo(

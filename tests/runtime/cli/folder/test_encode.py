@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,7 @@ def test_bad_images_are_reported_and_other_files_stay(run: Run) -> None:
     ("arguments", "code", "words"),
     [
         ((), 2, "expected a folder for the streams of 'in', got none; name it with --out"),
+        (("--out", ""), 2, "got none; name it with --out"),
         (("--out", "out/o.pco"), 2, "leave the suffix out"),
         (("--out", "out", "--passes", "9"), 2, "passes"),
         (("--out", "out", "--schedule", "none"), 2, "schedule"),
@@ -104,3 +107,40 @@ def test_mistakes_are_told_before_the_work(
     assert found == code
     assert words in err
     assert not Path("out").exists()
+
+
+def test_a_report_of_somebody_else_stays(run: Run) -> None:
+    Path("out").mkdir()
+    for contents in (b"my notes\n", b"[1]\n", b"\xff\n", b'{"file": 1}\n'):
+        Path("out", REPORT_NAME).write_bytes(contents)
+        code, _, err = run("--out", "out")
+        assert (code, "the report of an earlier run" in err) == (5, True)
+        assert Path("out", REPORT_NAME).read_bytes() == contents
+    Path("in/a.jpeg").write_bytes(b"")
+    Path("out", REPORT_NAME).unlink()
+    assert run("--out", "out")[0] == 3
+    Path("in/a.jpeg").unlink()
+    assert run("--out", "out")[0] == 0  # that one was ours
+    assert not Path("out", REPORT_NAME).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links and pipes")
+def test_pipes_and_links_to_photos(run: Run) -> None:
+    os.mkfifo("in/pipe.png")
+    photo = Path("in/a.png").read_bytes()
+    Path("out").mkdir()
+    Path("out/a.pco").symlink_to("../in/a.png")
+    code, record, err = run("--out", "out", "--force")
+    assert (code, counts(record)) == (3, (2, 0, 2))
+    assert "2 images were not encoded: see" in err  # in spite of -q
+    assert Path("in/a.png").read_bytes() == photo
+    assert "expected a plain file" in Path("out", REPORT_NAME).read_text()
+
+
+def test_a_protected_stream_stops_no_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert counts(run("--out", "out")[1]) == (3, 0, 0)
+    before = Path("out/b.pco").read_bytes()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "b.pco")
+    assert counts(run("--out", "out", "--passes", "5")[1]) == (2, 0, 1)
+    assert Path("out/b.pco").read_bytes() == before
+    assert "write-protected" in Path("out", REPORT_NAME).read_text()
