@@ -75,8 +75,9 @@ def test_streams(codec: FakeCodec) -> None:
 def test_damaged_stream_is_named_as_such(codec: FakeCodec) -> None:
     data = bytearray(codec.encode(Image.new("RGB", (3, 2)), caption="words"))
     data[-1] ^= 1
-    with pytest.raises(StreamError):
+    with pytest.raises(StreamError) as caught:
         Image.open(io.BytesIO(data))
+    assert isinstance(caught.value, OSError)  # what callers of Pillow catch
 
 
 def test_other_formats_still_open(codec: FakeCodec) -> None:

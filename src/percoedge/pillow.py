@@ -14,16 +14,19 @@ than 2**26 pixels, as `Codec.encode` does, unless ``max_pixels`` is given.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
 from PIL import Image, ImageFile
 
 from percoedge.bitstream.container import MAX_STREAM_BYTES, unpack
+from percoedge.errors import StreamError
 
 if TYPE_CHECKING:
     from percoedge.runtime.codec import Codec
 
-__all__ = ["FORMAT", "use_codec"]
+__all__ = ["FORMAT", "PcoFileError", "use_codec"]
 
 FORMAT = "PCO"
 """Pillow's name for the format: ``Image.open(name).format``, ``image.save(name, "PCO")``."""
@@ -51,17 +54,30 @@ def _codec() -> Codec:
     return _codecs[0]
 
 
+class PcoFileError(StreamError, OSError):
+    """A damaged ``.pco`` file, or one of another bundle: an OSError, as Pillow's callers expect."""
+
+
+@contextlib.contextmanager
+def _as_file_error() -> Iterator[None]:
+    try:
+        yield
+    except StreamError as error:
+        raise PcoFileError(str(error)) from error
+
+
 class PcoImageFile(ImageFile.ImageFile):
     """A ``.pco`` file: mode "RGB"; a caption, where there is one, is in ``info["caption"]``.
 
-    Opening raises StreamError when the magic is right and the rest is not.
+    Opening and loading raise PcoFileError when the magic is right and the rest is not.
     """
 
     format = FORMAT
     format_description = "percoedge stream"
 
     def _open(self) -> None:
-        header = unpack(self.fp.read(_READ_LIMIT_BYTES)).header  # type: ignore[union-attr]
+        with _as_file_error():
+            header = unpack(self.fp.read(_READ_LIMIT_BYTES)).header  # type: ignore[union-attr]
         self._size = (header.width, header.height)
         self._mode = "RGB"
         if header.caption:
@@ -76,7 +92,8 @@ class _Decoder(ImageFile.PyDecoder):
         data = self.fd.read(_READ_LIMIT_BYTES)  # type: ignore[union-attr]
         # Image.open has held the size against Pillow's own limit.
         max_pixels = self.state.xsize * self.state.ysize
-        self.set_as_raw(_codec().decode(data, max_pixels=max_pixels).tobytes())
+        with _as_file_error():
+            self.set_as_raw(_codec().decode(data, max_pixels=max_pixels).tobytes())
         return -1, 0  # all is read, no error
 
 
