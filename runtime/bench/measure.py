@@ -106,9 +106,9 @@ def measure_on(
         encode_rows = _encode_times(bundle, probe, case, limits, schedule)
     alone = graphs_alone(bundle, backend, probe.feeds) if limits.layers else None
     images = case.batch * (len(latencies) + lanes.done_between(began, ended))
-    seconds = (
-        ended - began if case.streams > 1 else sum(latencies) / 1000
-    )  # with no PNG among the decodes
+    seconds = ended - began
+    if case.streams == 1:
+        seconds = sum(latencies) / 1000  # with no PNG among the decodes
     medians = _medians(rows)
     runs = graph_runs(bundle, backend.variant, medians, calls, device_ms)
     ceiling = ceiling_of(backend, int8=any(run.int8_ops for run in runs))

@@ -223,11 +223,8 @@ def _add_info(commands: _Commands) -> None:
 
 def _add_convert(commands: _Commands) -> None:
     convert = commands.add(
-        *(
-            "convert",
-            "convert .cod (CoD-Lite) or .pkl (PerCo) to .pco, or back",
-            ("convert", "convert"),
-        ),
+        *("convert", "convert .cod (CoD-Lite) or .pkl (PerCo) to .pco, or back"),
+        ("convert", "convert"),
         size_options(),
         streams=True,
     )

@@ -24,7 +24,14 @@ from typing import BinaryIO
 
 from percoedge.errors import OutputError
 
-__all__ = ["RECORD_NAME", "FolderRecord", "State", "entry_from_line", "line_from_entry"]
+__all__ = [
+    "RECORD_NAME",
+    "FolderRecord",
+    "State",
+    "entry_from_line",
+    "line_from_entry",
+    "plain_file",
+]
 
 RECORD_NAME = "percoedge-outputs.jsonl"
 """Name of the record, in the folder of the outputs."""
@@ -68,7 +75,7 @@ class FolderRecord:
         try:
             if not stat.S_ISREG(os.lstat(path).st_mode):
                 return State.FOREIGN
-            with _plain_file(path) as file:
+            with plain_file(path) as file:
                 digest = hashlib.sha256()
                 while chunk := file.read(_CHUNK_BYTES):
                     digest.update(chunk)
@@ -125,7 +132,7 @@ class FolderRecord:
     def _read_on(self) -> None:
         """Take in what was added to the record since the last time, by other processes too."""
         try:
-            with _plain_file(self._path) as file:
+            with plain_file(self._path) as file:
                 file.seek(self._read_bytes)
                 for line in _whole_lines(file):
                     self._read_bytes += len(line)
@@ -169,7 +176,7 @@ def entry_from_line(line: bytes) -> tuple[str, str, str] | None:
     return None
 
 
-def _plain_file(path: Path) -> BinaryIO:
+def plain_file(path: Path) -> BinaryIO:
     """Open a file for reading; raises OSError for links, pipes, devices and folders."""
     descriptor = os.open(path, os.O_RDONLY | _NO_LINKS | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

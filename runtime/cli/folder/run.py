@@ -13,6 +13,7 @@ from pathlib import Path
 
 from percoedge.errors import BundleError, OutputError
 from percoedge.runtime.cli.console import ProgressLine
+from percoedge.runtime.cli.folder.record import plain_file
 
 __all__ = ["FolderRun", "Pair", "writing"]
 
@@ -106,13 +107,11 @@ class FolderRun:
 
 def _is_report(path: Path) -> bool:
     """Whether this is a plain file that begins as ``add_bad`` writes, or an empty one."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        line = file.readline(_MAX_LINE_BYTES)
     try:
+        with plain_file(path) as file:
+            line = file.readline(_MAX_LINE_BYTES)
         return not line or {"file", "error", "message"} <= json.loads(line).keys()
-    except (ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
