@@ -15,20 +15,12 @@ from percoedge.errors import BackendError, UsageError
 
 __all__ = ["BACKENDS", "BackendStatus", "available", "select"]
 
-BACKENDS = (
-    "tensorrt",
-    "tensorrt-rtx",
-    "onnxruntime-cuda",
-    "onnxruntime-cuda-graphs",
-    "onnxruntime-cpu",
-)
+BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 """Names in the order in which "auto" tries them.
 
 TensorRT is taken where every graph of the bundle has a plan that ``percoedge build`` made, and is
-passed over elsewhere. CUDA graphs of ONNX Runtime must be asked for: no GPU has run them yet.
+passed over elsewhere.
 """
-
-_TO_BE_ASKED_FOR = ("onnxruntime-cuda-graphs",)
 
 
 @dataclass(frozen=True)
@@ -82,8 +74,7 @@ def select(
             f"name one of {', '.join(providers)}"
         )
     reasons = []
-    automatic = [backend for backend in BACKENDS if backend not in _TO_BE_ASKED_FOR]
-    for candidate in automatic if name == "auto" else (name,):
+    for candidate in BACKENDS if name == "auto" else (name,):
         backend = _make(candidate, threads, optimization, provider_options or {}, precision)
         if name == "auto" and isinstance(backend, TensorRtBackend):
             reason = _without_plans(backend, bundle)

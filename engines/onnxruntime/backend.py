@@ -31,7 +31,6 @@ __all__ = ["OPTIMIZATIONS", "PROVIDERS", "OnnxRuntimeBackend"]
 PROVIDERS: Mapping[str, str] = {
     "onnxruntime-cpu": "CPUExecutionProvider",
     "onnxruntime-cuda": "CUDAExecutionProvider",
-    "onnxruntime-cuda-graphs": "CUDAExecutionProvider",
 }
 """Backend name -> name of ONNX Runtime's execution provider."""
 
@@ -44,10 +43,8 @@ OPTIMIZATIONS: Mapping[str, str] = {
 
 # Provider options that a caller's win over. TF32 off: graphs that count on exact sums stay exact.
 # Heuristic search: an exhaustive one runs every convolution algorithm at every new image size.
-_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 _DEFAULT_OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "onnxruntime-cuda": _CUDA_OPTIONS,
-    "onnxruntime-cuda-graphs": {**_CUDA_OPTIONS, "enable_cuda_graph": "1"},
+    "onnxruntime-cuda": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
 }
 
 # ModelProto, IR 8, opset 13: y = Identity(x), float32 (1,). Finds out whether a provider works.
@@ -64,8 +61,7 @@ class OnnxRuntimeBackend:
     ``name``: a key of PROVIDERS. ``threads``: per engine, at least 1; None takes the processors
     that this process may use. ``optimization``: a key of OPTIMIZATIONS. ``provider_options`` go to
     the provider as they are. ``precision``: the variant of graphs to read, None for the provider's
-    fastest. Raises UsageError for a value outside these. With "onnxruntime-cuda-graphs" every run
-    is a CUDA graph.
+    fastest. Raises UsageError for a value outside these.
     """
 
     name: str = "onnxruntime-cpu"
@@ -86,7 +82,7 @@ class OnnxRuntimeBackend:
         if "enable_cuda_graph" in self.provider_options:
             raise UsageError(
                 "expected provider_options without 'enable_cuda_graph', which needs tensors at "
-                f"fixed addresses, got it with {self.name}; onnxruntime-cuda-graphs sets it itself"
+                f"fixed addresses, got it with {self.name}; the backend tensorrt has them"
             )
         if self.precision not in (None, *VARIANTS):
             raise UsageError(
@@ -107,11 +103,6 @@ class OnnxRuntimeBackend:
     def place(self) -> tuple[str, int]:
         """The same with the number of the device."""
         return self.device, int(self.provider_options.get("device_id", 0))
-
-    @property
-    def cuda_graphs(self) -> bool:
-        """Whether runs are captured as CUDA graphs."""
-        return self.name == "onnxruntime-cuda-graphs"
 
     def missing(self) -> str | None:
         """Why this backend cannot be used here, or None; runs a tiny graph unless on the CPU."""
@@ -141,7 +132,7 @@ class OnnxRuntimeBackend:
             session = self._session(ort, source.model, source.data)
         except BackendError as error:
             raise BackendError(f"{where}: {error}") from error
-        return OnnxRuntimeEngine(ort, session, source, where, self.place, self.cuda_graphs)
+        return OnnxRuntimeEngine(session, source, where, self.place)
 
     def _check_listed(self, ort: Any) -> None:
         listed = ort.get_available_providers()

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from percoedge.engines.contract import Buffer, GraphSource, TensorSpec, check_tensors
-from percoedge.engines.onnxruntime.captured import CapturedRuns
 from percoedge.errors import BackendError
 
 __all__ = ["OnnxRuntimeEngine", "OrtBuffer"]
@@ -64,18 +63,12 @@ class OnnxRuntimeEngine:
     """One session of ONNX Runtime; see the contract of Engine. Threads may share it.
 
     ``where`` starts messages. ``place``: ONNX Runtime's name for where outputs are left, "cpu" or
-    "cuda", and the number of that device. ``cuda_graphs``: whether runs are captured. Raises
-    BackendError when the session has other tensors than the graph's specs say.
+    "cuda", and the number of that device. Raises BackendError when the session has other tensors
+    than the graph's specs say.
     """
 
     def __init__(
-        self,
-        ort: Any,
-        session: Any,
-        source: GraphSource,
-        where: str,
-        place: tuple[str, int],
-        cuda_graphs: bool,
+        self, session: Any, source: GraphSource, where: str, place: tuple[str, int]
     ) -> None:
         self.inputs = source.inputs
         self.outputs = source.outputs
@@ -83,12 +76,6 @@ class OnnxRuntimeEngine:
         self._where = where
         self._place = place
         self._session = session
-        self._captured: CapturedRuns | None = None
-        self._options = None
-        if cuda_graphs:
-            self._captured = CapturedRuns(ort, session, self.inputs, self.outputs, self._place)
-            self._options = ort.RunOptions()
-            self._options.add_run_config_entry("gpu_graph_id", "-1")  # not to be captured
         _check_interface(self._where + ": input", self.inputs, session.get_inputs())
         _check_interface(self._where + ": output", self.outputs, session.get_outputs())
 
@@ -98,17 +85,6 @@ class OnnxRuntimeEngine:
         if session is None:
             raise BackendError(f"{self._where} is closed; load it again")
         sizes = check_tensors(self._where + ": input", self.inputs, feeds)
-        if self._captured is not None:
-            given = {
-                name: feed.value if isinstance(feed, OrtBuffer) else np.asarray(feed)
-                for name, feed in feeds.items()
-            }
-            try:
-                results = self._captured.run(given, sizes, on_device)
-            except Exception as error:  # the library's errors have no common base
-                raise self._failure(error, feeds) from error
-            if results is not None:
-                return {n: OrtBuffer(v) if on_device else v for n, v in results.items()}
         hosts = []  # ONNX Runtime borrows these arrays until the run is over
         binding = session.io_binding()
         try:
@@ -121,10 +97,11 @@ class OnnxRuntimeEngine:
                     binding.bind_cpu_input(spec.name, hosts[-1])
             for spec in self.outputs:
                 binding.bind_output(spec.name, *(self._place if on_device else ("cpu", 0)))
-            session.run_with_iobinding(binding, self._options)
+            session.run_with_iobinding(binding)
             values = [OrtBuffer(value) for value in binding.get_outputs()]
         except Exception as error:  # the library's errors have no common base
-            raise self._failure(error, feeds) from error
+            shapes = ", ".join(f"{s.name} {tuple(feeds[s.name].shape)}" for s in self.inputs)
+            raise BackendError(f"{self._where} failed: {error}; feeds were {shapes}") from error
         outputs: dict[str, Buffer] = {
             spec.name: value if on_device else np.asarray(value)
             for spec, value in zip(self.outputs, values, strict=True)
@@ -138,11 +115,7 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         """Free the session; see the contract of Engine."""
-        self._session = self._captured = None
-
-    def _failure(self, error: Exception, feeds: Mapping[str, Buffer]) -> BackendError:
-        shapes = ", ".join(f"{s.name} {tuple(feeds[s.name].shape)}" for s in self.inputs)
-        return BackendError(f"{self._where} failed: {error}; feeds were {shapes}")
+        self._session = None
 
     def __enter__(self) -> OnnxRuntimeEngine:
         return self

@@ -11,7 +11,6 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from percoedge.engines import selection
 from percoedge.engines.contract import GraphSource, TensorSpec
 from percoedge.engines.onnxruntime import backend as onnxruntime_backend
 from percoedge.engines.onnxruntime.backend import PROVIDERS, OnnxRuntimeBackend
@@ -74,14 +73,6 @@ def test_auto_takes_a_gpu_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (select().name, select().variant) == ("onnxruntime-cuda", "fp16")
     assert [name for name, _ in sessions[0]] == [CUDA, CPU]
     assert sessions[0][0][1]["use_tf32"] == "0"
-
-
-def test_cuda_graphs_must_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    sessions = install(monkeypatch, [CUDA, CPU], [CUDA, CPU])
-    assert select("onnxruntime-cuda-graphs").name == "onnxruntime-cuda-graphs"
-    assert sessions[-1][0][1]["enable_cuda_graph"] == "1"
-    monkeypatch.setattr(selection, "BACKENDS", ("onnxruntime-cuda-graphs", "onnxruntime-cpu"))
-    assert select().name == "onnxruntime-cpu"
 
 
 def test_auto_passes_over_a_gpu_that_is_listed_but_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,12 +139,12 @@ def test_outputs_are_left_on_the_gpu_that_runs_the_graph() -> None:
         get_inputs=lambda: [],
         get_outputs=lambda: [output],
         io_binding=Binding,
-        run_with_iobinding=lambda binding, options: None,
+        run_with_iobinding=lambda binding: None,
     )
     source = GraphSource("probe", "fp16", b"", {}, (), (TensorSpec("y", "float32", (3,)),))
     for options, device in (({}, 0), ({"device_id": "1"}, 1)):
         backend = OnnxRuntimeBackend("onnxruntime-cuda", provider_options=options)
-        engine = OnnxRuntimeEngine(onnxruntime, session, source, "", backend.place, False)
+        engine = OnnxRuntimeEngine(session, source, "", backend.place)
         engine.run({}, on_device=True)
         engine.run({})
         assert bound[-2:] == [("y", "cuda", device), ("y", "cpu", 0)]
