@@ -197,7 +197,10 @@ def _facts_from_exif(image: Image.Image, notes: list[str]) -> tuple[Image.Transp
     try:
         exif = image.getexif()
         turn = _UPRIGHT.get(exif.get(_ORIENTATION_TAG, 1))
-        adobe_rgb = exif.get_ifd(_INTEROPERABILITY_IFD).get(1) == "R03"
+        try:
+            adobe_rgb = exif.get_ifd(_INTEROPERABILITY_IFD).get(1) == "R03"
+        except KeyError:  # how Pillow before 13 says that there is none
+            adobe_rgb = False
     except Exception:  # broken metadata must not spoil a sound picture
         notes.append("its EXIF data is broken and was ignored")
         return None, False

@@ -12,11 +12,14 @@ import re
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from percoedge.errors import UsageError
 
 __all__ = ["expect_flag", "expect_int", "expect_number", "expect_size", "expect_text", "shown"]
 
 _SHOWN_CHARACTERS = 60
+_BOOLS = (bool, np.bool_)  # the latter had an index in older numpy
 
 
 def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -25,7 +28,7 @@ def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     Raises UsageError for anything else, a bool among them.
     """
     try:
-        number = low - 1 if isinstance(value, bool) else operator.index(value)
+        number = low - 1 if isinstance(value, _BOOLS) else operator.index(value)
     except TypeError:
         number = low - 1
     if number < low or (high is not None and number > high):
@@ -37,7 +40,7 @@ def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
 def expect_number(name: str, value: Any, low: float, high: float) -> float:
     """Return a real number of ``low`` to ``high`` as float. Raises UsageError for anything else."""
     number = math.nan
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if isinstance(value, Real) and not isinstance(value, _BOOLS):
         with contextlib.suppress(OverflowError):  # an integer beyond all floats
             number = float(value)
     if not low <= number <= high:  # which NaN is not

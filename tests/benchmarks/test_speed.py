@@ -8,14 +8,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 
-from benchmarks import speed
-from benchmarks.engine_calls import Recorder, engine_times
-from benchmarks.torch_codec import TorchCodec
-from percoedge import Codec
-from percoedge.engines.bundle import Bundle
-from percoedge.engines.selection import select
+torch = pytest.importorskip("torch", reason="without the exporter: pip install '.[export]'")
+
+from benchmarks import speed  # noqa: E402
+from benchmarks.engine_calls import Recorder, engine_times  # noqa: E402
+from benchmarks.torch_codec import TorchCodec  # noqa: E402
+from percoedge import Codec  # noqa: E402
+from percoedge.engines.bundle import Bundle  # noqa: E402
+from percoedge.engines.selection import select  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
