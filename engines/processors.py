@@ -4,6 +4,8 @@ A container sees every processor of its machine but is often given the time of a
 beyond its share only get in each other's way. So the count is that of the processors that the
 process may run on, capped by the quota of its control group (Linux cgroups, version 1 and 2) and
 of the groups around it.
+
+The same count limits what a caller asks for: see `expect_workers`.
 """
 
 from __future__ import annotations
@@ -12,10 +14,15 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-__all__ = ["usable_processors"]
+from percoedge.arguments import expect_int
+from percoedge.errors import UsageError
+
+__all__ = ["expect_workers", "most_workers", "usable_processors"]
 
 _GROUPS = "sys/fs/cgroup"
+_MOST_PER_PROCESSOR = 8
 
 
 def usable_processors(root: Path = Path("/")) -> int:
@@ -28,6 +35,29 @@ def usable_processors(root: Path = Path("/")) -> int:
         usable = len(os.sched_getaffinity(0))
     shares = [-(-quota // period) for quota, period in _quotas(root)]
     return max(1, min([usable, *shares]))
+
+
+def most_workers() -> int:
+    """The most threads, processes or images at a time that may be asked for: 8 a processor.
+
+    What exceeds the processors is slower already; far beyond them a machine runs out of memory.
+    """
+    return _MOST_PER_PROCESSOR * usable_processors()
+
+
+def expect_workers(name: str, value: Any) -> int:
+    """Return a number of threads, lanes or jobs: an integer of 1 to `most_workers`.
+
+    Raises UsageError for anything else.
+    """
+    number = expect_int(name, value, 1)
+    if number > most_workers():
+        raise UsageError(
+            f"expected {name} to be at most {most_workers()}, {_MOST_PER_PROCESSOR} for each "
+            f"processor that this process may use, got {number}; ask for about one a processor, or "
+            "leave it out"
+        )
+    return number
 
 
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:

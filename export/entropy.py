@@ -21,6 +21,7 @@ from torch import Tensor
 from percoedge.engines.bundle import Bundle, write_manifest
 from percoedge.engines.bundle.write import replace_manifest
 from percoedge.engines.contract import Engine
+from percoedge.engines.processors import expect_workers
 from percoedge.engines.selection import select
 from percoedge.errors import UsageError
 from percoedge.export.config import StageConfig, load_config
@@ -183,7 +184,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--limit", type=int, help="use so many photos only (dry run)")
     args = parser.parse_args(arguments)
     if args.threads:
-        torch.set_num_threads(args.threads)
+        torch.set_num_threads(expect_workers("threads", args.threads))
     bundle = train_entropy(
         Bundle.open(args.bundle),
         args.photos,

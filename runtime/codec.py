@@ -16,6 +16,7 @@ from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES, 
 from percoedge.bitstream.schedules import pass_count
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
+from percoedge.engines.processors import expect_workers
 from percoedge.engines.selection import select
 from percoedge.errors import UsageError
 from percoedge.runtime.decoding import (
@@ -89,10 +90,11 @@ class Codec:
         """Open a bundle (a shipped name, a directory, a .zip) on a backend.
 
         ``backend`` is "auto" for the best that works here, one of ``percoedge doctor``'s names, or
-        an object of that protocol; ``threads``, 1 or more, limits the CPU threads of a named one.
+        an object of that protocol; ``threads``, 1 to 8 for each usable processor, limits the CPU
+        threads of a named one.
         Raises BundleError, BackendError or UsageError.
         """
-        threads = None if threads is None else expect_int("threads", threads, 1)
+        threads = None if threads is None else expect_workers("threads", threads)
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         chosen = backend
         if isinstance(backend, str):
@@ -212,7 +214,7 @@ class Codec:
         time in threads, for images a second; ``timings_ms`` then tells of opening streams only.
         Raises as ``decode`` does, for the first stream that is wrong, before anything is decoded.
         """
-        lanes = expect_int("lanes", lanes, 1)
+        lanes = expect_workers("lanes", lanes)
         if isinstance(streams, (str, bytes, bytearray)) or not isinstance(streams, Iterable):
             raise UsageError(f"expected a list of streams, got {shown(streams)}")
         settings = Settings(self.bundle, steps, guidance, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from percoedge.engines.processors import expect_workers
 from percoedge.errors import UsageError
 
 __all__ = ["ServiceSettings"]
@@ -65,7 +66,10 @@ class ServiceSettings:
         for name in ("body_timeout_s", "deadline_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"expected {name} to be above 0, got {getattr(self, name)}")
-        for name in ("lanes", "threads", "max_batch", "max_pixels"):
+        for name in ("lanes", "threads"):
+            if getattr(self, name) is not None:
+                expect_workers(name, getattr(self, name))
+        for name in ("max_batch", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"expected {name} to be at least 1, got {value}")

@@ -23,7 +23,7 @@ from percoedge.engines.onnxruntime.library import (
     preload,
     with_data,
 )
-from percoedge.engines.processors import usable_processors
+from percoedge.engines.processors import expect_workers, usable_processors
 from percoedge.errors import BackendError, UsageError
 
 __all__ = ["OPTIMIZATIONS", "PROVIDERS", "OnnxRuntimeBackend"]
@@ -58,10 +58,10 @@ _PROBE = bytes.fromhex(
 class OnnxRuntimeBackend:
     """One execution provider with its settings.
 
-    ``name``: a key of PROVIDERS. ``threads``: per engine, at least 1; None takes the processors
-    that this process may use. ``optimization``: a key of OPTIMIZATIONS. ``provider_options`` go to
-    the provider as they are. ``precision``: the variant of graphs to read, None for the provider's
-    fastest. Raises UsageError for a value outside these.
+    ``name``: a key of PROVIDERS. ``threads``: per engine, as `expect_workers` allows; None takes
+    the processors that this process may use. ``optimization``: a key of OPTIMIZATIONS.
+    ``provider_options`` go to the provider as they are. ``precision``: the variant of graphs to
+    read, None for the provider's fastest. Raises UsageError for a value outside these.
     """
 
     name: str = "onnxruntime-cpu"
@@ -73,8 +73,8 @@ class OnnxRuntimeBackend:
     def __post_init__(self) -> None:
         if self.name not in PROVIDERS:
             raise UsageError(f"expected a backend of {', '.join(PROVIDERS)}, got {self.name!r}")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"expected threads of at least 1, got {self.threads}")
+        if self.threads is not None:
+            expect_workers("threads", self.threads)
         if self.optimization not in OPTIMIZATIONS:
             raise UsageError(
                 f"expected optimization of {', '.join(OPTIMIZATIONS)}, got {self.optimization!r}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from percoedge.arguments import expect_size
 from percoedge.bitstream.container import MAX_SIDE
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.processors import most_workers
 from percoedge.engines.selection import BACKENDS
 from percoedge.errors import UsageError
 from percoedge.runtime.settings import MAX_STEPS
@@ -17,8 +18,6 @@ from percoedge.runtime.settings import MAX_STEPS
 __all__ = ["Case", "Limits", "cases_from_options"]
 
 _MAX_BATCH = 1024
-_MAX_THREADS = 1024
-_MAX_STREAMS = 64
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ def cases_from_options(options: Namespace) -> list[Case]:
     batches = [_number("batch", text, _MAX_BATCH) for text in _items(options.batch)]
     threads: list[int | None] = [None]
     if options.threads is not None:
-        threads = [_number("threads", text, _MAX_THREADS) for text in _items(options.threads)]
-    streams = [_number("streams", text, _MAX_STREAMS) for text in _items(options.lanes)]
+        threads = [_number("threads", text, most_workers()) for text in _items(options.threads)]
+    streams = [_number("streams", text, most_workers()) for text in _items(options.lanes)]
     cases = []
     for name in _items(options.bundle):
         steps = [Bundle.open(name).codec.steps]

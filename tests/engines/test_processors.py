@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from percoedge.engines.processors import usable_processors
+from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
+from percoedge.engines.processors import expect_workers, most_workers, usable_processors
+from percoedge.errors import UsageError
 
 SEEN = 64  # processors that the process may run on
 
@@ -106,6 +108,15 @@ def test_groups_of_other_resources_are_no_limit(root: Path) -> None:
         },
     )
     assert usable_processors(root) == SEEN
+
+
+def test_more_than_a_few_for_each_processor_are_refused() -> None:
+    most = most_workers()
+    assert expect_workers("threads", most) == most >= usable_processors()
+    with pytest.raises(UsageError, match=f"threads to be at most {most}, .*got {most + 1}"):
+        expect_workers("threads", most + 1)
+    with pytest.raises(UsageError):
+        OnnxRuntimeBackend(threads=most + 1)
 
 
 def test_this_machine() -> None:

@@ -138,7 +138,7 @@ REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
     "load": {
         "bundle": (*NOTHING, b"tiny", ["tiny"]),
         "backend": (*NOTHING, b"auto", "cpu", FakeBackend),
-        "threads": (*NO_INT, 0, -1),
+        "threads": (*NO_INT, 0, -1, 100_000),
         "low_memory": NO_FLAG,
     },
     "init": {"bundle": (*NOTHING, "tiny"), "backend": (*NOTHING, "auto"), "low_memory": NO_FLAG},
@@ -161,7 +161,7 @@ REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
         "cut": NO_FLAG,
         "max_pixels": (*NO_INT, None, 0),
     },
-    "decode_batch": {"streams": (*NOTHING, b"x", "x", [None], [3])},
+    "decode_batch": {"streams": (*NOTHING, b"x", "x", [None], [3]), "lanes": (0, 100_000)},
     "decode_tokens": {"data": NO_STREAM, "bare": NO_FLAG, "cut": NO_FLAG, "max_pixels": (None,)},
     "decode_progressive": {"data": NO_STREAM, "steps": (True,), "bare": NO_FLAG, "cut": NO_FLAG},
     "info": {"data": NO_STREAM, "bare": NO_FLAG, "cut": NO_FLAG},

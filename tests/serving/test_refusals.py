@@ -222,7 +222,8 @@ def test_the_description_is_openapi() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"max_batch": 0}, {"bundles": ()}, {"token": " "}, {"lanes": 0}),
+        *({"max_batch": 0}, {"bundles": ()}, {"token": " "}),
+        *({"lanes": 0}, {"lanes": 100_000}, {"threads": 100_000}),
         *({"deadline_s": 0.0}, {"deadline_s": math.nan}, {"drain_s": math.inf}),
     ],
 )

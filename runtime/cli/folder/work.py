@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.processors import usable_processors
+from percoedge.engines.processors import expect_workers, usable_processors
 from percoedge.engines.selection import select
 from percoedge.errors import InputError, UsageError
 from percoedge.runtime.cli.console import Console, say_error
@@ -287,6 +287,7 @@ def _division(options: Namespace) -> tuple[int, int | None]:
     jobs = options.jobs
     if jobs is None:
         jobs = 1 if options.low_memory else min(usable, _MAX_JOBS)
+    expect_workers("jobs", jobs)
     threads = options.threads or max(1, usable - jobs + 1)
     return jobs, threads
 

@@ -48,6 +48,8 @@ def test_steps_are_those_of_the_bundle() -> None:
         ({"steps": "256"}, "1 to 255"),
         ({"lanes": "0"}, "--streams"),
         ({"threads": "two"}, "--threads"),
+        ({"threads": "100000"}, "--threads"),
+        ({"lanes": "100000"}, "--streams"),
         ({"backend": "auto,abacus"}, "abacus"),
     ],
 )

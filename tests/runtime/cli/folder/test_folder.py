@@ -229,6 +229,8 @@ def test_results_may_lie_beside_the_streams(run: Run, source: Path) -> None:
         (("--out", "out", "--guidance", "99"), 2, "guidance"),
         (("--out", "out", "--bundle", "nowhere"), 4, "nowhere"),
         (("--out", "out", "--jobs", "0"), 2, "--jobs"),
+        (("--out", "out", "--jobs", "100000"), 2, "expected jobs to be at most"),
+        (("--out", "out", "--threads", "100000"), 2, "expected threads to be at most"),
     ],
 )
 def test_mistakes_are_told_before_the_work(
