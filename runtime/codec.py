@@ -12,13 +12,13 @@ from typing import Any
 from PIL import Image
 
 from percoedge.arguments import expect_flag, expect_int, expect_text, shown
-from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES, Header
+from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES, Header, Stream
 from percoedge.bitstream.schedules import pass_count
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
 from percoedge.engines.processors import expect_workers
 from percoedge.engines.selection import select
-from percoedge.errors import UsageError
+from percoedge.errors import InputError, UsageError, naming
 from percoedge.runtime.decoding import (
     Batch,
     Noise,
@@ -190,7 +190,7 @@ class Codec:
         """
         settings = Settings(self.bundle, steps, guidance, seed)
         passes = None if passes is None else expect_int("passes", passes, 1)
-        batch = self._opened(data, settings, bare, cut, max_pixels)
+        batch = self._alone(data, settings, bare, cut, max_pixels)
         return self._images(replace(batch, passes=passes))[0]
 
     def decode_batch(
@@ -212,15 +212,14 @@ class Codec:
         up to what the engines take at a time; beyond, only images and a latent for each are kept.
         ``lanes``: parts of the batch, each of what the engines take, that are decoded at the same
         time in threads, for images a second; ``timings_ms`` then tells of opening streams only.
-        Raises as ``decode`` does, for the first stream that is wrong, before anything is decoded.
+        Raises as ``decode`` does, for the first stream that is wrong, before anything is decoded;
+        the message begins with its index, "stream 0" being the first.
         """
         lanes = expect_workers("lanes", lanes)
         if isinstance(streams, (str, bytes, bytearray)) or not isinstance(streams, Iterable):
             raise UsageError(f"expected a list of streams, got {shown(streams)}")
         settings = Settings(self.bundle, steps, guidance, seed)
-        opened = [
-            self._opened(data, settings, bare, False, max_pixels).streams[0] for data in streams
-        ]
+        opened = self._opened(streams, settings, bare, False, max_pixels, numbered=True)
         images: dict[int, Image.Image] = {}
         whole = batches(opened, settings)
         if lanes == 1:
@@ -243,7 +242,7 @@ class Codec:
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> Tokens:
         """Tokens int32 (h,w) of a stream, sampled where not sent. Raises as ``decode``."""
-        batch = self._opened(data, Settings(self.bundle), bare, cut, max_pixels)
+        batch = self._alone(data, Settings(self.bundle), bare, cut, max_pixels)
         tokens: Tokens = read_tokens(self._engines, batch)[0]
         return tokens
 
@@ -264,7 +263,7 @@ class Codec:
         header at once, for tokens that no encoder makes at the first image.
         """
         settings = Settings(self.bundle, steps, guidance, seed)
-        batch = self._opened(data, settings, bare, cut, max_pixels)
+        batch = self._alone(data, settings, bare, cut, max_pixels)
         return self._progress(batch)
 
     def info(self, data: ByteSource, *, bare: bool = False, cut: bool = False) -> dict[str, Any]:
@@ -276,18 +275,35 @@ class Codec:
         bare, cut = expect_flag("bare", bare), expect_flag("cut", cut)
         return describe(_stream_bytes(data), self.bundle, bare=bare, cut=cut)
 
-    def _opened(
+    def _alone(
         self, data: ByteSource, settings: Settings, bare: bool, cut: bool, max_pixels: int
     ) -> Batch:
-        """One stream, checked, as a batch; the clock starts here."""
+        """One stream, checked, as a batch."""
+        return Batch(self._opened([data], settings, bare, cut, max_pixels), [], settings, cut)
+
+    def _opened(
+        self,
+        sources: Iterable[ByteSource],
+        settings: Settings,
+        bare: bool,
+        cut: bool,
+        max_pixels: int,
+        *,
+        numbered: bool = False,
+    ) -> list[Stream]:
+        """Streams, checked; the clock starts here. ``numbered``: whether errors say which it is."""
         bare, cut = expect_flag("bare", bare), expect_flag("cut", cut)
         max_pixels = expect_int("max_pixels", max_pixels, 1)
         self._engines.clock.restart()
-        with self._engines.clock.timed("container"):
-            stream = open_stream(
-                _stream_bytes(data), settings, bare=bare, cut=cut, max_pixels=max_pixels
-            )
-        return Batch([stream], [0], settings, cut)
+        opened = []
+        for number, source in enumerate(sources):
+            name = f"stream {number}" if numbered else ""
+            with self._engines.clock.timed("container"), naming(name, InputError, UsageError):
+                data = _stream_bytes(source)
+                opened.append(
+                    open_stream(data, settings, bare=bare, cut=cut, max_pixels=max_pixels)
+                )
+        return opened
 
     def _images(self, batch: Batch) -> list[Image.Image]:
         start = Noise(batch)

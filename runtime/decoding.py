@@ -20,7 +20,7 @@ from percoedge.bitstream.schedules import pass_count
 from percoedge.bundles import EARLIER_BUNDLES
 from percoedge.engines.contract import Buffer, Engine
 from percoedge.engines.tiling import TILING
-from percoedge.errors import BundleMismatchError, StreamError
+from percoedge.errors import BundleMismatchError, StreamError, naming
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.entropy import DecodedTokens, entropy_codec
 from percoedge.runtime.flow import decode_latent, noise, sample
@@ -44,8 +44,9 @@ __all__ = [
 class Batch:
     """Streams that agree in size, schedule, passes sent and settings.
 
-    ``places``: the index of each among all streams. ``cut``: whether bytes may be missing at their
-    ends; then there is one stream. ``passes``: how many to decode, None for all.
+    ``places``: the index of each among all streams, none for one that is alone. ``cut``: whether
+    bytes may be missing at their ends; then there is one stream. ``passes``: how many to decode,
+    None for all.
     """
 
     streams: list[Stream]
@@ -77,6 +78,11 @@ class Batch:
         """Pixels of the tokens of each."""
         rows, columns = self.grid
         return rows * columns * self.settings.bundle.codec.stride**2
+
+    @property
+    def names(self) -> list[str]:
+        """What errors call them: "" for one that is alone."""
+        return [f"stream {place}" for place in self.places] or [""]
 
     @property
     def captions(self) -> list[str]:
@@ -188,10 +194,14 @@ def read_tokens(engines: EngineSet, batch: Batch, start: Noise | None = None) ->
         if passes_sent is None and cut is False and batch.passes is None:
             data = [stream.tokens for stream in batch.streams]
             parts = batch.parts(coder.engine)
-            return np.concatenate([coder.decode(data[part], grid, schedule) for part in parts])
-        return np.stack(
-            [
-                coder.decode_partial(
+            names = batch.names
+            return np.concatenate(
+                [coder.decode(data[part], grid, schedule, names[part]) for part in parts]
+            )
+        grids = []
+        for name, stream in zip(batch.names, batch.streams, strict=True):
+            with naming(name, StreamError):
+                tokens = coder.decode_partial(
                     stream.tokens,
                     grid,
                     schedule,
@@ -200,9 +210,8 @@ def read_tokens(engines: EngineSet, batch: Batch, start: Noise | None = None) ->
                     cut=cut,
                     seed=batch.settings.seed_for(stream),
                 )
-                for stream in batch.streams
-            ]
-        )
+            grids.append(tokens)
+        return np.stack(grids)
 
 
 def read_progressive(engines: EngineSet, batch: Batch) -> Iterator[DecodedTokens]:

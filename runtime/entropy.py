@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from percoedge.bitstream.rangecoder import CutDecoder, TokenDecoder, TokenEncoder
 from percoedge.bitstream.schedules import pass_count, pass_table, passes
 from percoedge.engines.contract import Buffer, Engine
-from percoedge.errors import StreamError, UsageError
+from percoedge.errors import StreamError, UsageError, naming
 from percoedge.runtime.engine_set import EngineSet
 from percoedge.runtime.tiling.tiles import Tile, grid_tiles
 
@@ -74,19 +74,26 @@ class EntropyCodec:
             yield coder.finish()
 
     def decode(
-        self, streams: Sequence[bytes], shape: tuple[int, int], schedule: str
+        self,
+        streams: Sequence[bytes],
+        shape: tuple[int, int],
+        schedule: str,
+        names: Sequence[str] | None = None,
     ) -> NDArray[np.int32]:
         """Decode whole streams of one grid shape and schedule together: int32 (n,h,w).
 
-        Raises StreamError for bytes that no encoder makes.
+        Raises StreamError for bytes that no encoder makes, with the name of their stream.
         """
+        names = names or [""] * len(streams)
         coders = [TokenDecoder(data) for data in streams]
         state = np.full((len(streams), *shape), self._size, np.int32)
         for contexts in self._by_pass(shape, schedule):
             for tile, cells, weights in self._weighted(schedule, state, contexts):
-                for grid, coder, rows in zip(state, coders, weights, strict=True):
+                for name, grid, coder, rows in zip(names, state, coders, weights, strict=True):
                     count = len(cells) if rows.ndim == 1 else None
-                    _put(grid[tile.slices], cells, coder.decode(rows, count))
+                    with naming(name, StreamError):
+                        symbols = coder.decode(rows, count)
+                    _put(grid[tile.slices], cells, symbols)
         return state
 
     def decode_partial(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from percoedge.errors import StreamError
+from percoedge.errors import StreamError, naming
 from percoedge.runtime.cli.outputs import shown_name
 
 if TYPE_CHECKING:
     from percoedge.runtime.codec import Codec
 
-__all__ = ["codec_record", "load_codec", "naming", "rounded_ms", "seconds_text"]
+__all__ = ["codec_record", "load_codec", "naming_stream", "rounded_ms", "seconds_text"]
 
 
 def load_codec(options: Namespace) -> Codec:
@@ -45,10 +45,6 @@ def seconds_text(timings_ms: Mapping[str, float]) -> str:
     return f"{sum(timings_ms.values()) / 1000:.2f} s ({loading / 1000:.2f} s loading)"
 
 
-@contextlib.contextmanager
-def naming(source: str) -> Iterator[None]:
+def naming_stream(source: str) -> AbstractContextManager[None]:
     """Add the name of the file to errors about its contents."""
-    try:
-        yield
-    except StreamError as error:
-        raise type(error)(f"{shown_name(source, 'standard input')}: {error}") from error
+    return naming(shown_name(source, "standard input"), StreamError)

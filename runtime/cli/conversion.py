@@ -92,7 +92,7 @@ def _unpacked(
     """Caption, and tokens (h,w), of a stream of the bundle."""
     settings = Settings(engines.bundle)
     stream = open_stream(data, settings, bare=bare, cut=False, max_pixels=max_pixels)
-    return stream.header.caption, read_tokens(engines, Batch([stream], [0], settings))[0]
+    return stream.header.caption, read_tokens(engines, Batch([stream], [], settings))[0]
 
 
 def _bits(bundle: Bundle) -> int:

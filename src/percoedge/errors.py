@@ -16,6 +16,9 @@ Messages say what was expected, what was found, and how to mend it.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 __all__ = [
     "BackendError",
     "BundleError",
@@ -78,3 +81,14 @@ class OutputError(PercoedgeError):
     """The result cannot be written."""
 
     exit_code = 5
+
+
+@contextlib.contextmanager
+def naming(what: str, *kinds: type[PercoedgeError]) -> Iterator[None]:
+    """Put what errors of these kinds are about before their messages; "" changes nothing."""
+    try:
+        yield
+    except kinds as error:
+        if not what:
+            raise
+        raise type(error)(f"{what}: {error}") from error

@@ -27,6 +27,7 @@ from percoedge.errors import (
     BackendError,
     BundleMismatchError,
     ImageError,
+    InputError,
     StreamError,
     UsageError,
 )
@@ -435,9 +436,31 @@ def test_a_batch_is_refused_before_anything_is_decoded(
 ) -> None:
     stream = codec.encode(fakes.photo(20, 30))
     backend.engines.clear()
-    with pytest.raises(StreamError):
+    with pytest.raises(StreamError, match="^stream 1: .*checksum"):
         codec.decode_batch([stream, stream[:-1]])
+    with pytest.raises(BundleMismatchError, match="^stream 2: .*61626364"):
+        codec.decode_batch([stream, stream, pack(Header(8, 8), b"", b"abcd"), stream[:-1]])
+    with pytest.raises(InputError, match="^stream 0: cannot read nowhere"):
+        codec.decode_batch(["nowhere"])
+    with pytest.raises(UsageError, match="^stream 1: .*None"):
+        codec.decode_batch([stream, None])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="^expected max_pixels"):
+        codec.decode_batch([stream], max_pixels=0)
     assert backend.engines == []
+
+
+@pytest.mark.parametrize("passes", [None, 2])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_batch_says_which_stream_has_bad_tokens(
+    codec: Codec, fakes: Any, lanes: int, passes: int | None
+) -> None:
+    photos = (fakes.photo(20, 30), fakes.photo(20, 9))
+    good, small = (codec.encode(photo, bare=True, passes=passes) for photo in photos)
+    bad = pack(Header(30, 20, passes_sent=passes), b"\xff" * 12, None)
+    with pytest.raises(StreamError, match="range-coded"):
+        codec.decode(bad, bare=True)
+    with pytest.raises(StreamError, match="^stream 2: .*range-coded"):
+        codec.decode_batch([good, small, bad, good], bare=True, lanes=lanes)
 
 
 # ---- progress and cut streams -------------------------------------------------------------------

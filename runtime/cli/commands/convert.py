@@ -9,7 +9,7 @@ from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.selection import select
 from percoedge.errors import UsageError
-from percoedge.runtime.cli.codec_options import naming
+from percoedge.runtime.cli.codec_options import naming_stream
 from percoedge.runtime.cli.console import Console
 from percoedge.runtime.cli.outputs import output_name, shown_name
 from percoedge.runtime.files import STANDARD_STREAM, atomic_write, read_bytes
@@ -46,7 +46,7 @@ def convert(options: Namespace, console: Console) -> int:
     data = read_bytes(options.input, limit_bytes=MAX_STREAM_BYTES)
     bundle = Bundle.open(options.bundle)
     engines = EngineSet(bundle, select("onnxruntime-cpu"), low_memory=False)
-    with naming(options.input):
+    with naming_stream(options.input):
         max_pixels = options.max_pixels or DEFAULT_MAX_PIXELS
         converted = function(engines, data, bare=options.bare, max_pixels=max_pixels)
     atomic_write(output, converted)

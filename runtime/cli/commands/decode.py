@@ -8,7 +8,7 @@ from argparse import Namespace
 from percoedge.runtime.cli.codec_options import (
     codec_record,
     load_codec,
-    naming,
+    naming_stream,
     rounded_ms,
     seconds_text,
 )
@@ -31,7 +31,7 @@ def decode(options: Namespace, console: Console) -> int:
     kind = format_of(options.output or STANDARD_STREAM, options.format)
     output = output_name(options.output, options.input, suffix_of(kind))
     data = read_bytes(options.input, limit_bytes=MAX_STREAM_BYTES)
-    with load_codec(options) as codec, naming(options.input):
+    with load_codec(options) as codec, naming_stream(options.input):
         image = codec.decode(
             data,
             steps=options.steps,

@@ -7,7 +7,7 @@ from argparse import Namespace
 from percoedge.bitstream.container import MAX_STREAM_BYTES
 from percoedge.engines.bundle import Bundle
 from percoedge.errors import BundleError
-from percoedge.runtime.cli.codec_options import naming
+from percoedge.runtime.cli.codec_options import naming_stream
 from percoedge.runtime.cli.console import Console
 from percoedge.runtime.cli.outputs import shown_name
 from percoedge.runtime.files import read_bytes
@@ -20,7 +20,7 @@ def info(options: Namespace, console: Console) -> int:
     """Print what a stream says; loads no engine. Returns the exit code."""
     data = read_bytes(options.input, limit_bytes=MAX_STREAM_BYTES)
     bundle = _bundle_if_any(options.bundle)
-    with naming(options.input):
+    with naming_stream(options.input):
         record = describe(data, bundle, bare=options.bare, cut=options.cut)
     name = shown_name(options.input, "standard input")
     console.report(
