@@ -36,7 +36,13 @@ from percoedge.runtime.info import describe
 from percoedge.serving import documents
 from percoedge.serving.access import AccessLog
 from percoedge.serving.problems import Problem, handle_errors, problem_from_error
-from percoedge.serving.requests import ClientGone, chosen_format, read_body, while_connected
+from percoedge.serving.requests import (
+    ClientGone,
+    check_query,
+    chosen_format,
+    read_body,
+    while_connected,
+)
 from percoedge.serving.service import Service
 from percoedge.serving.settings import ServiceSettings
 from percoedge.serving.work import ClassicalTask, DecodeTask, EncodeTask, Outcome
@@ -120,6 +126,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         status = 500
         try:
             _authorize(request, settings.token)
+            check_query(request)
             response = await answer()
             status = response.status_code
             return response

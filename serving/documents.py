@@ -30,7 +30,7 @@ _PROBLEM = {
     }
 }
 _WHY = {
-    400: "a parameter is out of its range",
+    400: "a parameter is unknown, given twice, or out of its range",
     401: "the bearer token is missing or wrong",
     406: "Accept takes none of PNG, JPEG, WebP",
     408: "the body came too slowly",
@@ -89,7 +89,7 @@ PROGRESSIVE: dict[str, Any] = {
     "openapi_extra": _STREAM_BODY,
     "response_model": None,
 }
-BUNDLES: dict[str, Any] = {"responses": _answers(401, ok=_JSON), "response_model": None}
+BUNDLES: dict[str, Any] = {"responses": _answers(400, 401, ok=_JSON), "response_model": None}
 HEALTH: dict[str, Any] = {
     "responses": {
         200: {"description": "yes", "content": {"text/plain": {"schema": {"type": "string"}}}},

@@ -41,6 +41,15 @@ _KINDS: tuple[tuple[type[PercoedgeError], int, str], ...] = (
     (PercoedgeError, 500, "internal"),
 )
 
+# How the codec's errors speak to its caller and on the command line, and what that is here.
+_HERE = {
+    "max_bytes (--bytes)": "bytes",
+    "max_bytes": "bytes",
+    "cut=True (--cut)": "cut=true",
+    "max_pixels (--max-pixels)": "the service's --max-pixels",
+    "for a bare stream say so (--bare, bare=True)": "bare streams are not taken here",
+}
+
 
 class Problem(Exception):
     """A request that is refused before it becomes a task: what HTTP itself has a status for."""
@@ -70,14 +79,20 @@ class Problem(Exception):
 
 
 def problem_from_error(error: PercoedgeError) -> Problem:
-    """The problem that stands for an error of the codec or the dispatcher."""
+    """The problem that stands for an error of the codec or the dispatcher.
+
+    Its detail is the error's own text, in which parameters have their names of the query.
+    """
     status, kind = next((status, kind) for cls, status, kind in _KINDS if isinstance(error, cls))
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(error.retry_after_s)
     elif status == 503:
         headers["Retry-After"] = "1"
-    return Problem(status, kind, str(error), headers)
+    detail = str(error)
+    for said, here in _HERE.items():
+        detail = detail.replace(said, here)
+    return Problem(status, kind, detail, headers)
 
 
 def handle_errors(app: FastAPI, refused: Callable[[str], None]) -> None:

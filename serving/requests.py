@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from percoedge.arguments import shown
 from percoedge.serving.problems import Problem
 
-__all__ = ["ClientGone", "chosen_format", "read_body", "while_connected"]
+__all__ = ["ClientGone", "check_query", "chosen_format", "read_body", "while_connected"]
 
 _Result = TypeVar("_Result")
 
@@ -19,6 +21,22 @@ _FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 
 class ClientGone(Exception):
     """The client closed the connection before it had its answer."""
+
+
+def check_query(request: Request) -> None:
+    """Raise Problem 400 for parameters that /openapi.json does not have, or given twice."""
+    route = request.scope["route"].path
+    operation = request.app.openapi()["paths"][route][request.method.lower()]
+    known = [parameter["name"] for parameter in operation.get("parameters", ())]
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    wrong = [name for name, count in given.items() if name not in known or count > 1]
+    if wrong:
+        raise Problem(
+            400,
+            "usage",
+            f"expected no parameters but {', '.join(known) or 'none'}, each once, got "
+            f"{', '.join(map(shown, wrong))}; see /openapi.json",
+        )
 
 
 async def read_body(

@@ -62,6 +62,11 @@ async def chunks(size: int, seen: list[int]) -> AsyncIterator[bytes]:
         (DECODE, GOOD, {**STREAM, "Accept": "text/html"}, 406, "not-acceptable", "image/png"),
         (f"{DECODE}?steps=0", GOOD, STREAM, 400, "usage", "steps"),
         (f"{DECODE}?guidance=nan", GOOD, STREAM, 400, "usage", "guidance"),
+        (f"{DECODE}?step=2", GOOD, STREAM, 400, "usage", "guidance, cut, format, each once"),
+        (f"{DECODE}?seed=1&seed=2", GOOD, STREAM, 400, "usage", "'seed'"),
+        ("/v1/encode?max_bytes=99", b"x", {}, 400, "usage", "passes, bytes, seed"),
+        ("/v1/info?cut=1&steps=1", GOOD, STREAM, 400, "usage", "expected no parameters but cut, "),
+        (DECODE, GOOD[6:], STREAM, 422, "stream", "bare streams are not taken here"),
         (f"{DECODE}?format=gif", GOOD, STREAM, 400, "usage", "'gif'"),
         (f"/v1/encode?caption={'a' * 1025}", GOOD, STREAM, 400, "usage", "got an object of type"),
         (DECODE, pack(Header(8, 8), b"", b"abcd"), STREAM, 409, "other-bundle", "61626364"),
@@ -81,6 +86,13 @@ def test_a_refusal_says_what_is_wrong(
     assert problem["status"] == status
     assert words in problem["detail"]
     assert problem["instance"].endswith(reply.headers["x-request-id"])
+
+
+def test_parameters_are_refused_where_there_are_none() -> None:
+    reply = ask(lambda client: client.get("/v1/bundles?name=tiny"))
+    assert reply.status_code == 400
+    assert "but none, each once, got 'name'" in reply.json()["detail"]
+    assert ask(lambda client: client.get("/?from=a-link")).status_code == 200
 
 
 def test_methods_are_told_apart() -> None:
