@@ -27,8 +27,8 @@ CORPUS = sorted((Path(__file__).parents[1] / "fuzz" / "corpus").glob("*.pco"))
 
 def test_a_client_that_leaves_frees_its_place(live: Live, streams: list[bytes]) -> None:
     dispatcher = live.service.dispatcher
-    head = (
-        "POST /v1/decode HTTP/1.1\r\nHost: x\r\nContent-Type: image/x-percoedge\r\n"
+    head = (  # of other settings: it must not join the batch of the first
+        "POST /v1/decode?seed=1 HTTP/1.1\r\nHost: x\r\nContent-Type: image/x-percoedge\r\n"
         f"Content-Length: {len(streams[1])}\r\n\r\n"
     )
     with ThreadPoolExecutor(1) as pool, live.stopped_lane():
