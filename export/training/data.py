@@ -19,6 +19,8 @@ from percoedge.export.training.synthetic import synthetic_crop
 
 Pixels = NDArray[np.uint8]
 
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
 # Processes that draw crops for a GPU: drawing a batch takes longer than a step on it.
 _GPU_WORKERS = 10
 
@@ -43,7 +45,8 @@ class Photos:
     """
 
     def __init__(self, photo_dir: Path, limit: int | None = None) -> None:
-        files = sorted(p for p in photo_dir.iterdir() if p.suffix in {".jpg", ".png", ".webp"})
+        found = (path for path in photo_dir.iterdir() if not path.name.startswith("."))
+        files = sorted(path for path in found if path.suffix.lower() in _SUFFIXES)
         if limit is not None:
             files = files[:: max(1, len(files) // limit)][:limit]
         if not files:

@@ -63,11 +63,27 @@ def check_output(name: str, source: str | None = None) -> None:
 
 
 def named_outputs(
-    inputs: Iterable[str], suffix: str
+    folder: str, names: Iterable[str], suffixes: tuple[str, ...], suffix: str
 ) -> tuple[dict[str, str], dict[str, InputError]]:
-    """Names of a folder's inputs with those of their outputs, and of inputs that share one."""
+    """Names of a folder's inputs with those of their outputs, and of inputs that share one.
+
+    Inputs are files whose ``names``, relative and with "/" between the parts, end in one of
+    ``suffixes``, in lower case. What begins with a dot is none, nor is what lies in such a folder:
+    systems keep their own files so. Raises InputError when there is no input.
+    """
+    inputs = [
+        name
+        for name in sorted(names)
+        if name.lower().endswith(suffixes)
+        and not any(part.startswith(".") for part in name.split("/"))
+    ]
+    if not inputs:
+        raise InputError(
+            f"expected files that end in {', '.join(suffixes)} in {folder}, found none; name their "
+            "folder"
+        )
     sharing: dict[str, list[str]] = {}
-    for name in sorted(inputs):
+    for name in inputs:
         sharing.setdefault(str(PurePosixPath(name).with_suffix(suffix)), []).append(name)
     outputs = {names[0]: output for output, names in sharing.items() if len(names) == 1}
     clashes = {

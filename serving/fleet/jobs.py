@@ -132,13 +132,8 @@ def run_job(
     EngineError for what concerns all of them.
     """
     began = time.perf_counter()
-    found = [n for n in job.source.names() if n.lower().endswith(suffixes)]
-    if not found:
-        raise InputError(
-            f"expected files that end in {', '.join(suffixes)} in {job.source.shown}, found none; "
-            "name their folder"
-        )
-    outputs, clashes = named_outputs(found, suffix)
+    outputs, clashes = named_outputs(job.source.shown, job.source.names(), suffixes, suffix)
+    total = len(outputs) + len(clashes)
     job.target.remove(REPORT_NAME)
     report = Report()
     bad: dict[str, tuple[str, str]] = {
@@ -146,7 +141,7 @@ def run_job(
     }
     try:
         if outputs:
-            _run(job, outputs, fleet, report, bad, lambda n: show(n, len(found)))
+            _run(job, outputs, fleet, report, bad, lambda n: show(n, total))
     finally:
         report.bad = len(bad)
         if bad:

@@ -105,6 +105,9 @@ def test_images_are_those_of_the_codec(
 ) -> None:
     (tmp_path / "in" / "0.PCO").write_bytes(b"")  # whose image would be that of 0.pco
     (tmp_path / "in" / "bad.pco").write_bytes(streams[0][:-3])
+    (tmp_path / "in" / ".trash").mkdir()
+    for hidden in ("._1.pco", ".trash/1.pco"):
+        (tmp_path / "in" / hidden).write_bytes(b"")
     code, record = run()
     assert (code, counts(record)) == (3, (COUNT - 1, 0, 3))
     assert (record["files"], record["workers"]) == (COUNT + 2, 2)

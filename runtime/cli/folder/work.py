@@ -79,7 +79,11 @@ def run_folder(work: FolderWork, bundle: Bundle, options: Namespace, console: Co
     when an output cannot be written: then no other can.
     """
     source, target = Path(options.input), Path(options.output)
-    outputs, clashes = _named_outputs(source, work)
+    try:
+        names = os.listdir(source)  # folders inside it are left out
+    except OSError as cause:
+        raise InputError(f"cannot read {source}: {cause.strerror or cause}") from cause
+    outputs, clashes = named_outputs(str(source), names, work.suffixes, work.suffix)
     jobs, threads = _division(options)
     backend = select(options.backend, bundle=bundle, threads=threads)
     with writing(target):
@@ -256,23 +260,6 @@ def check_folder(options: Namespace, outputs: str, suffixes: Sequence[str]) -> N
             f"expected a folder for the {outputs} of folder {options.input!r}, got the name of a "
             f"file, {options.output!r}; leave the suffix out, or name one file as the input"
         )
-
-
-def _named_outputs(source: Path, work: FolderWork) -> tuple[dict[str, str], dict[str, InputError]]:
-    """Names of a folder's inputs with those of their outputs, and of inputs that share one.
-
-    Inputs in folders inside it are left out. Raises InputError when there is none.
-    """
-    try:
-        found = [name for name in os.listdir(source) if name.lower().endswith(work.suffixes)]
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error.strerror or error}") from error
-    if not found:
-        raise InputError(
-            f"expected files that end in {', '.join(work.suffixes)} in {source}, found none; name "
-            "their folder"
-        )
-    return named_outputs(found, work.suffix)
 
 
 def _division(options: Namespace) -> tuple[int, int | None]:

@@ -93,7 +93,8 @@ def test_photos_are_cropped_reproducibly(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(3):
         pixels = rng.integers(0, 256, (40, 60, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        Image.fromarray(pixels).save(tmp_path / f"{number}.PNG")
+    (tmp_path / "._0.PNG").write_bytes(b"what macOS keeps of another file system's file")
     photos = Photos(tmp_path)
     drawn = Crops(photos, 4, 16, seed=5)
     cpu = torch.device("cpu")

@@ -43,6 +43,7 @@ def source(tmp_path: Path, streams: list[bytes]) -> Path:
     for index, data in enumerate(streams):
         (path / f"{index}.pco").write_bytes(data)
     (path / "notes.txt").write_text("not a stream")
+    (path / "._0.pco").write_text("what macOS keeps of another file system's file")
     (path / "inner").mkdir()
     old = time.time() - 100
     for file in path.glob("*.pco"):
