@@ -6,6 +6,7 @@ import argparse
 from typing import NoReturn
 
 from percoedge.errors import UsageError
+from percoedge.runtime.cli.console import say
 
 __all__ = [
     "Parser",
@@ -27,6 +28,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         raise UsageError(f"{message}; see '{self.prog} --help'")
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        """Print help or version; argparse would pass over a stdout that takes none."""
+        for line in message.splitlines():
+            say(line)
 
 
 def positive(text: str) -> int:

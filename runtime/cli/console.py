@@ -23,6 +23,7 @@ __all__ = [
     "ProgressLine",
     "flush_stdout",
     "printable",
+    "say",
     "say_error",
     "silence_broken_stdout",
     "size_text",
@@ -47,7 +48,7 @@ class Console:
         """Print on stderr what was changed in a file that was read."""
         for note in notes:
             if not self.quiet:
-                _say(sys.stderr, f"percoedge: note: {name}: {note}")
+                _note(sys.stderr, f"percoedge: note: {name}: {note}")
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[ProgressLine]:
@@ -59,13 +60,15 @@ class Console:
             line.clear()
 
     def report(self, record: Mapping[str, Any], lines: Iterable[str]) -> None:
-        """Print the result: ``record`` as JSON, or ``lines``."""
-        stream = sys.stderr if self.data_on_stdout else sys.stdout
-        if self.json:
-            _say(stream, json.dumps(record))
-        elif not self.quiet:
-            for line in lines:
-                _say(stream, line)
+        """Print the result: ``record`` as JSON, or ``lines``.
+
+        Raises OutputError when standard output takes none of it.
+        """
+        for line in [json.dumps(record)] if self.json else () if self.quiet else lines:
+            if self.data_on_stdout:
+                _note(sys.stderr, line)
+            else:
+                say(line)
 
 
 class ProgressLine:
@@ -89,7 +92,7 @@ class ProgressLine:
                 self._drawn = now
                 self._draw(f"{task}: {share:4.0%} {detail}".rstrip())
         elif task != self._task:
-            _say(self._stream, f"percoedge: {task}")
+            _note(self._stream, f"percoedge: {task}")
         self._task = task
 
     def clear(self) -> None:
@@ -108,9 +111,19 @@ class ProgressLine:
                 self._stream.flush()
 
 
+def say(line: str) -> None:
+    """Print a line on stdout. Raises OutputError when it is closed or takes none."""
+    try:
+        if sys.stdout is None:  # closed before the program began
+            raise ValueError("it is closed")
+        _write(sys.stdout, line)
+    except (OSError, ValueError) as error:
+        raise _output_error(error) from error
+
+
 def say_error(message: str) -> None:
     """Print one line on stderr."""
-    _say(sys.stderr, f"percoedge: error: {' '.join(message.split())}")
+    _note(sys.stderr, f"percoedge: error: {' '.join(message.split())}")
 
 
 def printable(text: str) -> str:
@@ -149,16 +162,16 @@ def silence_broken_stdout() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _say(stream: TextIO | None, line: str) -> None:
-    """Print a line; raises OutputError where stdout takes none, and gives up where stderr does."""
-    if stream is None:  # closed before the program began
-        return
+def _note(stream: TextIO | None, line: str) -> None:
+    """Print a line on stderr, and give up where it takes none."""
+    if stream is not None:  # closed before the program began
+        with contextlib.suppress(OSError, ValueError):
+            _write(stream, line)
+
+
+def _write(stream: TextIO, line: str) -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    try:
-        stream.write(printable(line).encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    except (OSError, ValueError) as error:
-        if stream is not sys.stderr:
-            raise _output_error(error) from error
+    stream.write(printable(line).encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def _output_error(error: OSError | ValueError) -> OutputError:

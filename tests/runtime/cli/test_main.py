@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from percoedge.bitstream.container import Header, pack
 from percoedge.bitstream.schedules import SCHEDULES
 from percoedge.runtime.cli.commands import info
 from percoedge.runtime.cli.console import printable, size_text
+from percoedge.runtime.cli.main import main
 from tests.runtime.cli.command_line import (
     SIZE,
     Run,
@@ -156,6 +158,31 @@ class TestOutputs:
             os.close(writer)
             assert result.returncode == 5
             assert re.fullmatch(rb"percoedge: error: cannot write [^\n]+\n", result.stderr)
+
+    @pytest.mark.parametrize("device", [None, "/dev/full"])
+    def test_standard_output_that_is_closed_or_full(
+        self,
+        pco: Path,
+        device: str | None,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        if device is not None and not os.path.exists(device):
+            pytest.skip(f"no {device}")
+
+        def code_of(*arguments: str) -> int:
+            with contextlib.ExitStack() as stack:
+                stdout = device and stack.enter_context(open(device, "w", buffering=1))
+                stack.enter_context(monkeypatch.context()).setattr(sys, "stdout", stdout)
+                return main(arguments)
+
+        stream = str(pco)
+        for arguments in (("info", stream), ("info", stream, "--json"), ("decode", stream, "-")):
+            assert code_of(*arguments) == 5
+        assert code_of("--version") == code_of("encode", "--help") == 5
+        words = "No space left" if device else "it is closed"
+        assert [words in line for line in capsys.readouterr().err.splitlines()] == [True] * 5
+        assert code_of("bundle", "verify", "tiny", "--quiet") == 0  # has nothing to say
 
 
 class TestUsage:
