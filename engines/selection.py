@@ -13,7 +13,7 @@ from percoedge.engines.tensorrt.library import LIBRARIES
 from percoedge.engines.tiling import graph_of, tiling_kinds
 from percoedge.errors import BackendError, UsageError
 
-__all__ = ["BACKENDS", "BackendStatus", "available", "select"]
+__all__ = ["BACKENDS", "BackendStatus", "available", "runs_on_gpu", "select"]
 
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 """Names in the order in which "auto" tries them.
@@ -21,6 +21,11 @@ BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 TensorRT is taken where every graph of the bundle has a plan that ``percoedge build`` made, and is
 passed over elsewhere.
 """
+
+
+def runs_on_gpu(name: str) -> bool:
+    """Whether a backend of this name, "auto" excepted, runs graphs on a GPU."""
+    return name.partition(":")[0] != "onnxruntime-cpu"
 
 
 @dataclass(frozen=True)

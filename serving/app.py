@@ -77,7 +77,7 @@ class _Choices:
 def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     """The application for these settings; its lifespan starts and drains the lanes.
 
-    Raises BundleError when a bundle cannot be opened.
+    Raises BundleError when a bundle cannot be opened, BackendError when no backend works here.
     """
     service = Service(settings or ServiceSettings())
 

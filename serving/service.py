@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from percoedge.bitstream.container import Stream, unpack
 from percoedge.bitstream.schedules import SCHEDULES, pass_count
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.processors import usable_processors
+from percoedge.engines.selection import runs_on_gpu, select
 from percoedge.errors import BundleMismatchError, PercoedgeError
 from percoedge.runtime.codec import DEFAULT_MAX_PIXELS
 from percoedge.serving.dispatcher import Dispatcher
@@ -24,6 +26,7 @@ from percoedge.serving.work import Outcome, Task
 __all__ = ["Service"]
 
 _MAX_LANES = 4
+_GPU_LANES = 2  # one prepares while the other one's kernels run
 
 log = logging.getLogger("percoedge.serving")
 
@@ -31,23 +34,26 @@ log = logging.getLogger("percoedge.serving")
 class Service:
     """Everything that requests share; ``start`` before the first one, ``stop`` after the last.
 
-    failure: what stopped ``start``, for whoever runs the service to report. Raises BundleError when
-    a bundle cannot be opened.
+    settings: those given, with the lanes that were picked. failure: what stopped ``start``, for
+    whoever runs the service to report. Raises BundleError when a bundle cannot be opened, and
+    BackendError when no backend works here.
     """
 
     def __init__(self, settings: ServiceSettings) -> None:
-        self.settings = settings
         self.bundles = [Bundle.open(name) for name in settings.bundles]
         self.max_pixels = settings.max_pixels or DEFAULT_MAX_PIXELS
         self.metrics = Metrics()
         self.failure: PercoedgeError | None = None
         processors = usable_processors()
-        count = settings.lanes or min(processors, _MAX_LANES)
+        on_gpu = settings.in_process is not False and _on_gpu(settings.backend, self.bundles)
+        in_process = on_gpu if settings.in_process is None else settings.in_process
+        count = settings.lanes or (_GPU_LANES if on_gpu else min(processors, _MAX_LANES))
+        self.settings = replace(settings, lanes=count, in_process=in_process)
         # Engines that lanes share have the threads of all callers and some of their own.
-        share = processors - count + 1 if settings.in_process else processors // count
-        shared = SharedWorker() if settings.in_process else None
+        share = processors - count + 1 if in_process else processors // count
+        shared = SharedWorker() if in_process else None
         threads = settings.threads or max(1, share)
-        self.lanes = [Lane(settings, threads, shared) for _ in range(count)]
+        self.lanes = [Lane(self.settings, threads, shared) for _ in range(count)]
         self.dispatcher = Dispatcher(
             self.lanes,
             max_batch=settings.max_batch,
@@ -154,3 +160,9 @@ class Service:
             }
             for bundle in self.bundles
         ]
+
+
+def _on_gpu(backend: str, bundles: Sequence[Bundle]) -> bool:
+    """Whether any bundle runs on a GPU: what "auto" takes is a matter of its engine files."""
+    names = [select(backend, bundle=b).name if backend == "auto" else backend for b in bundles]
+    return any(map(runs_on_gpu, names))

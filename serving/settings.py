@@ -19,10 +19,11 @@ class ServiceSettings:
         another. A stream is decoded by the bundle that made it.
     backend: as ``Codec.load`` takes it. threads: CPU threads of each lane; None shares the
         processors among the lanes.
-    lanes: tasks that run at once, each in a process of its own, so that a crash is one task's and
-        not the service's; None picks one per processor up to 4.
-    in_process: lanes are threads of this process instead, and share their engines (for GPUs, whose
-        memory holds them once then): less memory, no protection from crashes.
+    lanes: tasks that run at once; None picks two where they are threads on a GPU, else one per
+        processor up to 4.
+    in_process: whether lanes are threads of this process and share their engines, whose weights a
+        GPU's memory then holds once; else each is a process of its own, so that a crash is one
+        task's and not the service's. None picks threads on a GPU and processes on a CPU.
     max_batch: requests of one grid and the same settings that are decoded together; None takes as
         many as the engines do, which is 1 on a CPU.
     batch_window_ms: how long a lane waits for more of them once it has one.
@@ -40,7 +41,7 @@ class ServiceSettings:
     backend: str = "auto"
     threads: int | None = None
     lanes: int | None = None
-    in_process: bool = False
+    in_process: bool | None = None
     max_batch: int | None = None
     batch_window_ms: float = 2.0
     max_queue: int = 64

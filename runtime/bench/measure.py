@@ -22,7 +22,7 @@ from percoedge.bitstream.container import MAX_SIDE, unpack
 from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
-from percoedge.engines.selection import select
+from percoedge.engines.selection import runs_on_gpu, select
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import ENQUEUE
 from percoedge.errors import EngineError
@@ -72,7 +72,7 @@ def measure_on(
     """
     probe = Probe(backend)
     schedule = unpack(stream).header.schedule or bundle.codec.schedule
-    on_gpu = backend.name != "onnxruntime-cpu"
+    on_gpu = runs_on_gpu(backend.name)
     meter = find_meter(on_gpu)
     rows: list[dict[str, float]] = []
     starts: list[float] = []

@@ -109,9 +109,13 @@ def add_service_options(parser: Parser) -> None:
         "(default: tiny)",
     )
     add("--backend", help="a name that doctor lists (default: auto)")
-    add("--lanes", type=positive, metavar="N", help="processes that run the codec (default: few)")
+    add("--lanes", type=positive, metavar="N", help="images worked on at once (default: few)")
     add("--threads", type=positive, metavar="N", help="CPU threads of a lane (default: its share)")
-    add("--in-process", action="store_true", default=None, help="lanes are threads: less memory")
+    add(
+        "--in-process",
+        action=argparse.BooleanOptionalAction,
+        help="lanes are threads that share engines, or processes (default: threads on a GPU)",
+    )
     add(
         "--max-batch", type=positive, metavar="N", help="streams decoded together (default: by GPU)"
     )

@@ -60,7 +60,7 @@ class _Replica:
 
 def _settings(arguments: Mapping[str, Any]) -> ServiceSettings:
     types = {field.name: field.type for field in fields(ServiceSettings)}
-    chosen: dict[str, Any] = {"lanes": 1}
+    chosen: dict[str, Any] = {"lanes": 1, "in_process": False}
     for name, value in arguments.items():
         if name not in types:
             raise UsageError(f"expected one of the settings {', '.join(types)}, got {name!r}")
@@ -77,7 +77,7 @@ def _converted(name: str, value: Any, kind: str) -> Any:
             return int(value)
         if isinstance(value, str) and kind.startswith("float"):
             return float(value)
-        if isinstance(value, str) and kind == "bool":
+        if isinstance(value, str) and kind.startswith("bool"):
             return {"true": True, "false": False}[value.lower()]
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"expected {name} to be of type {kind}, got {value!r}") from error

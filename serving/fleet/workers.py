@@ -21,6 +21,7 @@ import ray
 
 from percoedge.bitstream.container import MAX_STREAM_BYTES, unpack
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.selection import runs_on_gpu
 from percoedge.errors import EngineError, InputError, OutputError, PercoedgeError
 from percoedge.runtime.cli.folder.decode import stream_sha256
 from percoedge.runtime.cli.folder.encode import image_sha256
@@ -242,7 +243,7 @@ class Worker:
 
     def _groups(self, items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
         """Files that go through the codec together: on a GPU streams of one size."""
-        if not self._job.decodes or self._codec.backend.name == "onnxruntime-cpu":
+        if not self._job.decodes or not runs_on_gpu(self._codec.backend.name):
             yield from ([item] for item in items)
             return
         alike: dict[object, list[_Item]] = {}

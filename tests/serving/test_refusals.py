@@ -16,8 +16,10 @@ from fastapi.openapi.models import OpenAPI
 
 from percoedge.bitstream.container import Header, pack
 from percoedge.engines.bundle import Bundle
+from percoedge.engines.processors import usable_processors
 from percoedge.errors import UsageError
 from percoedge.serving.app import create_app
+from percoedge.serving.service import Service
 from percoedge.serving.settings import ServiceSettings
 from tests.serving.conftest import httpx
 
@@ -229,6 +231,24 @@ def test_the_description_is_openapi() -> None:
     assert "image/webp" in answers["200"]["content"]
     assert "application/problem+json" in answers["422"]["content"]
     assert json.dumps(document).count("HTTPValidationError") == 0  # of FastAPI: not what is sent
+
+
+@pytest.mark.parametrize(
+    ("backend", "chosen", "in_process", "lanes"),
+    [
+        ("onnxruntime-cpu", None, False, None),
+        ("onnxruntime-cpu:fp32", True, True, None),
+        ("onnxruntime-cuda", None, True, 2),
+        ("tensorrt", None, True, 2),
+        ("tensorrt", False, False, None),
+    ],
+)
+def test_lanes_are_threads_on_a_gpu(
+    backend: str, chosen: bool | None, in_process: bool, lanes: int | None
+) -> None:
+    settings = Service(ServiceSettings(backend=backend, in_process=chosen)).settings
+    assert settings.in_process is in_process
+    assert settings.lanes == (lanes or min(usable_processors(), 4))
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,6 @@ from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.engines.tensorrt.device import MAX_LANES
 from percoedge.errors import BackendError
 from percoedge.runtime.cli.main import main
-from percoedge.serving.dispatcher import Dispatcher
-from percoedge.serving.lanes import Lane, SharedWorker
 from percoedge.serving.settings import ServiceSettings
 from percoedge.serving.work import DecodeTask, Outcome, Worker
 
@@ -218,17 +216,19 @@ class TestThroughput:
                 assert abs(np.asarray(image) - want).max() <= 1
 
     def test_the_service(self, busy: Place, photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("fastapi", reason="without the service: pip install '.[serve]'")
+        pytest.importorskip("prometheus_client", reason="pip install '.[serve]'")
+        from percoedge.serving.service import Service
+
         monkeypatch.setattr(Worker, "warm_up", lambda self: None)  # whose runs would be counted
-        settings = ServiceSettings(backend="tensorrt", lanes=2, in_process=True)
-        shared = SharedWorker()
+        service = Service(ServiceSettings())
+        assert (service.settings.lanes, service.settings.in_process) == (2, True)
 
         async def serve() -> list[Outcome]:
-            lanes = [Lane(settings, 1, shared) for _ in range(2)]
-            dispatcher = Dispatcher(lanes, max_batch=settings.max_batch)
-            await dispatcher.start()
+            await service.start()
             tasks = [DecodeTask(stream, steps=1) for stream in photos[0]]
-            outcomes = await asyncio.gather(*(dispatcher.submit(task, 60) for task in tasks))
-            await dispatcher.drain(60)
+            outcomes = await asyncio.gather(*(service.run("decode", task) for task in tasks))
+            await service.stop()
             return outcomes
 
         for outcome, want in zip(asyncio.run(serve()), photos[1], strict=True):
