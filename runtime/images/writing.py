@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from percoedge.errors import OutputError, UsageError
+from percoedge.errors import ImageError, OutputError, UsageError
 from percoedge.runtime.files import STANDARD_STREAM, atomic_write
 
 __all__ = ["WRITE_SUFFIXES", "format_of", "image_bytes", "suffix_of", "write_image"]
@@ -40,7 +40,8 @@ def write_image(
     A path is replaced as a whole or left as it was; ``-`` is standard output. `format` is "PNG",
     "JPEG" or "WEBP" in any case; without it the path's suffix decides, and PNG is the format of
     streams. JPEG and WebP are written at quality 95, JPEG without chroma subsampling.
-    Raises UsageError for other formats and images, OutputError when it cannot be written.
+    Raises UsageError for other formats and images, ImageError for one too large for its format,
+    and OutputError when it cannot be written.
     """
     path = destination if isinstance(destination, (str, os.PathLike)) else None
     kind = format_of(STANDARD_STREAM if path is None else path, format)
@@ -51,7 +52,7 @@ def write_image(
             f"convert it first"
         )
     if kind == "WEBP" and max(rgb.size) > _MAX_WEBP_SIDE:
-        raise OutputError(
+        raise ImageError(
             f"a WebP image has at most {_MAX_WEBP_SIDE} px a side, got {rgb.width}x{rgb.height}; "
             f"write PNG instead"
         )

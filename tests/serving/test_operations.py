@@ -90,6 +90,12 @@ def test_the_caller_chooses_the_format(live: Live, streams: list[bytes]) -> None
     assert kind({"format": "jpg"}, "image/webp") == "JPEG"
 
 
+def test_an_image_too_large_for_a_format_is_the_callers_business(live: Live, codec: Codec) -> None:
+    wide = codec.encode(photo(1, 16384), schedule="uniform")
+    refused = decode(live, wide, format="webp", steps=1)
+    assert (refused.status_code, "write PNG instead" in refused.json()["detail"]) == (422, True)
+
+
 def test_a_cut_stream_is_decoded_when_asked(live: Live, codec: Codec, streams: list[bytes]) -> None:
     cut = streams[0][:-6]
     refused = decode(live, cut)

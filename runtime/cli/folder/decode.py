@@ -18,7 +18,7 @@ from PIL import Image
 from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES, unpack
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.bundle.manifest import encode_manifest
-from percoedge.errors import InputError, OutputError, PercoedgeError
+from percoedge.errors import PercoedgeError
 from percoedge.runtime.cli.console import Console
 from percoedge.runtime.cli.folder.work import check_folder, run_folder
 from percoedge.runtime.codec import Codec
@@ -77,10 +77,7 @@ class _Decode:
         return codec.decode_batch(data, **self._how)
 
     def contents(self, result: Image.Image) -> bytes:
-        try:
-            return image_bytes(result, self._kind)
-        except OutputError as error:  # this one only: an image too large for the format
-            raise InputError(str(error)) from error
+        return image_bytes(result, self._kind)
 
 
 def stream_sha256(settings: Settings, data: bytes, kind: str, *, bare: bool, cut: bool) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from percoedge.bitstream.container import MAX_SIDE
-from percoedge.errors import OutputError, UsageError
+from percoedge.errors import ImageError, OutputError, UsageError
 from percoedge.runtime.images import (
     WRITE_SUFFIXES,
     format_of,
@@ -78,7 +78,7 @@ class TestWriteImage:
             write_image(array, tmp_path / "a.png")
 
     def test_webp_limit(self, tmp_path: Path) -> None:
-        with pytest.raises(OutputError, match="at most 16383 px a side, got 16384x1"):
+        with pytest.raises(ImageError, match="at most 16383 px a side, got 16384x1"):
             write_image(np.zeros((1, MAX_SIDE, 3), np.uint8), tmp_path / "a.webp")
 
     def test_missing_directory(self, tmp_path: Path) -> None:
