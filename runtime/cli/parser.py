@@ -1,7 +1,8 @@
 """The tree of commands and their arguments.
 
-A command is named here by its module and function in percoedge.runtime.cli.commands, which is
-imported when the command runs.
+A command is a function of its name, in a module of its name (that of the group, for `fleet` and
+`bundle`) in percoedge.runtime.cli.commands, which is imported when the command runs. Options stand
+here, and not in these modules, so that --help and mistakes import none of what they need.
 """
 
 from __future__ import annotations
@@ -75,21 +76,25 @@ def _settle_output(options: argparse.Namespace, others: list[str]) -> None:
 
 
 class _Commands:
-    """Adds commands to a parser; each takes the options of reports, too."""
+    """Adds commands to a parser; each takes the options of reports, too.
 
-    def __init__(self, parser: Parser, metavar: str) -> None:
+    ``module``: that of all commands; None for one that is called as the command is.
+    """
+
+    def __init__(self, parser: Parser, metavar: str, module: str | None = None) -> None:
         self._into = parser.add_subparsers(metavar=metavar, required=True)
+        self._module = module
         self._report = report_options()
 
     def add(
         self,
         name: str,
         summary: str,
-        command: tuple[str, str],
         *parents: Parser,
+        function: str | None = None,
         streams: bool = False,
     ) -> Parser:
-        """Add a command; see `parse` for ``command`` and ``streams``."""
+        """Add a command; ``function``: its name, if not the command's. ``streams``: see `parse`."""
         made = self._into.add_parser(
             name,
             help=summary,
@@ -97,12 +102,13 @@ class _Commands:
             parents=[*parents, self._report],
             allow_abbrev=False,
         )
-        made.set_defaults(command=command, streams=streams)
+        made.set_defaults(command=(self._module or name, function or name), streams=streams)
         return made
 
     def group(self, name: str, summary: str) -> _Commands:
         """Add a command that has commands of its own."""
-        return _Commands(self._into.add_parser(name, help=summary, allow_abbrev=False), "ACTION")
+        made = self._into.add_parser(name, help=summary, allow_abbrev=False)
+        return _Commands(made, "ACTION", name)
 
 
 def make_parser() -> Parser:
@@ -128,14 +134,14 @@ def make_parser() -> Parser:
     _add_fleet_commands(
         commands.group("fleet", "decode or encode millions of files on Ray: needs percoedge[fleet]")
     )
-    commands.add("doctor", "check this installation and say what works here", ("doctor", "doctor"))
+    commands.add("doctor", "check this installation and say what works here")
     _add_bundle_commands(commands.group("bundle", "check or pack a bundle of models"))
     return parser
 
 
 def _add_encode(commands: _Commands) -> None:
     encode = commands.add(
-        *("encode", "encode a photo to a .pco stream", ("encode", "encode")),
+        *("encode", "encode a photo to a .pco stream"),
         *(engine_options(), size_options()),
         streams=True,
     )
@@ -181,7 +187,7 @@ def _add_rate(parser: Parser) -> None:
 
 def _add_decode(commands: _Commands) -> None:
     decode = commands.add(
-        *("decode", "decode a .pco stream to an image", ("decode", "decode")),
+        *("decode", "decode a .pco stream to an image"),
         *(engine_options(), size_options()),
         streams=True,
     )
@@ -213,9 +219,7 @@ def _add_output(parser: Parser, help: str, *names: str) -> None:
 
 
 def _add_info(commands: _Commands) -> None:
-    info = commands.add(
-        "info", "show the settings of a stream and where each byte goes", ("info", "info")
-    )
+    info = commands.add("info", "show the settings of a stream and where each byte goes")
     info.add_argument("input", metavar="FILE", help="a .pco file; - for stdin")
     info.add_argument("--bundle", help="that made it, if it is not a shipped one")
     add_stream_options(info, "accept")
@@ -224,7 +228,6 @@ def _add_info(commands: _Commands) -> None:
 def _add_convert(commands: _Commands) -> None:
     convert = commands.add(
         *("convert", "convert .cod (CoD-Lite) or .pkl (PerCo) to .pco, or back"),
-        ("convert", "convert"),
         size_options(),
         streams=True,
     )
@@ -236,7 +239,7 @@ def _add_convert(commands: _Commands) -> None:
 
 def _add_demo(commands: _Commands) -> None:
     demo = commands.add(
-        *("demo", "encode and decode a photo and compare the two", ("demo", "demo")),
+        *("demo", "encode and decode a photo and compare the two"),
         *(engine_options(), size_options()),
     )
     demo.add_argument("photo", nargs="?", metavar="PHOTO", help="default: one that is shipped")
@@ -250,9 +253,7 @@ def _add_demo(commands: _Commands) -> None:
 
 
 def _add_build(commands: _Commands) -> None:
-    build = commands.add(
-        "build", "build a bundle's graphs into TensorRT engine files, kept here", ("build", "build")
-    )
+    build = commands.add("build", "build a bundle's graphs into TensorRT engine files, kept here")
     add_bundle(build)
     build.add_argument(
         "--backend",
@@ -300,9 +301,7 @@ def _add_build(commands: _Commands) -> None:
 
 
 def _add_compare(commands: _Commands) -> None:
-    compare = commands.add(
-        "compare", "run a bundle's graphs on two backends and compare", ("compare", "compare")
-    )
+    compare = commands.add("compare", "run a bundle's graphs on two backends and compare")
     add_bundle(compare)
     for side in ("a", "b"):
         compare.add_argument(
@@ -315,10 +314,7 @@ def _add_compare(commands: _Commands) -> None:
 
 
 def _add_bench(commands: _Commands) -> None:
-    bench = commands.add(
-        *("bench", "measure decoding: latency, stages, memory, energy, ceilings"),
-        ("bench", "bench"),
-    )
+    bench = commands.add("bench", "measure decoding: latency, stages, memory, energy, ceilings")
     for name, default, metavar in (
         ("bundle", "tiny", "NAME"),
         ("backend", "auto", "NAME"),
@@ -363,9 +359,7 @@ def _add_bench(commands: _Commands) -> None:
 
 
 def _add_serve(commands: _Commands) -> None:
-    serve = commands.add(
-        "serve", "answer HTTP requests, and serve a page to try the codec", ("serve", "serve")
-    )
+    serve = commands.add("serve", "answer HTTP requests, and serve a page to try the codec")
     serve.epilog = (
         "Needs: pip install 'percoedge[serve]'. The environment variable PERCOEDGE_TOKEN holds a "
         "bearer token that requests must carry."
@@ -375,14 +369,14 @@ def _add_serve(commands: _Commands) -> None:
 
 def _add_fleet_commands(actions: _Commands) -> None:
     decode = actions.add(
-        *("decode", "decode every .pco file of a folder or address", ("fleet", "decode")),
+        *("decode", "decode every .pco file of a folder or address"),
         *(engine_options(), size_options()),
     )
     add_fleet_options(decode, "folder or address (s3://, gs://, file://) of .pco files")
     decode.add_argument("--format", metavar="NAME", help="png, jpeg or webp (default: png)")
     _add_decoding(decode)
     encode = actions.add(
-        *("encode", "encode every image of a folder or address", ("fleet", "encode")),
+        *("encode", "encode every image of a folder or address"),
         *(engine_options(), size_options()),
     )
     add_fleet_options(encode, "folder or address (s3://, gs://, file://) of images")
@@ -390,11 +384,9 @@ def _add_fleet_commands(actions: _Commands) -> None:
 
 
 def _add_bundle_commands(actions: _Commands) -> None:
-    verify = actions.add(
-        "verify", "check every file of a bundle against its hash", ("bundle", "verify")
-    )
+    verify = actions.add("verify", "check every file of a bundle against its hash")
     add_bundle(verify)
-    pack = actions.add("zip", "pack a bundle into one .zip", ("bundle", "pack"))
+    pack = actions.add("zip", "pack a bundle into one .zip", function="pack")
     add_bundle(pack)
     pack.add_argument(
         "-o", "--output", metavar="OUT", help="default: NAME.zip in the working directory"
