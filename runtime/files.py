@@ -224,6 +224,8 @@ def _drained(
 def _part(stream: BinaryIO, name: str, size_bytes: int) -> bytes:
     try:
         part: Any = stream.read(size_bytes)
+    except UnicodeDecodeError:
+        part = ""  # of a file opened as text
     except (OSError, ValueError) as error:  # ValueError: the stream is closed
         raise InputError(f"cannot read {name}: {_reason(error)}") from error
     if not isinstance(part, bytes):

@@ -114,7 +114,8 @@ def handle_errors(app: FastAPI, refused: Callable[[str], None]) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         kind = {404: "not-found", 405: "method"}.get(error.status_code, "http")
-        problem = Problem(error.status_code, kind, str(error.detail), error.headers)
+        detail = f"{error.detail}: see /openapi.json"
+        problem = Problem(error.status_code, kind, detail, error.headers)
         return await on_problem(request, problem)
 
     app.add_exception_handler(Problem, on_problem)

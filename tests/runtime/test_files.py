@@ -149,6 +149,12 @@ class TestReadBytes:
     def test_text_and_closed_files_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="gives str; open it in binary mode"):
             read_bytes(io.StringIO("a"), limit_bytes=LIMIT)  # type: ignore[arg-type]
+        (tmp_path / "a.png").write_bytes(b"\x89PNG")
+        with (
+            open(tmp_path / "a.png", encoding="utf-8") as text,
+            pytest.raises(UsageError, match="open it in binary mode"),
+        ):
+            read_bytes(text, limit_bytes=LIMIT)  # type: ignore[arg-type]
         file = io.BytesIO(b"a")
         file.close()
         with pytest.raises(InputError, match="cannot read the data: .*closed"):

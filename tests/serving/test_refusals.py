@@ -74,7 +74,7 @@ async def chunks(size: int, seen: list[int]) -> AsyncIterator[bytes]:
         (DECODE, pack(Header(8, 8), b"", b"abcd"), STREAM, 409, "other-bundle", "61626364"),
         (DECODE, pack(Header(200, 200), b"", b"abcd"), STREAM, 413, "too-many-pixels", "200x200"),
         ("/v1/encode", bytes(2000), {"Content-Type": "image/png"}, 413, "too-large", "1000 bytes"),
-        ("/v2/encode", b"x", {}, 404, "not-found", "Not Found"),
+        ("/v2/encode", b"x", {}, 404, "not-found", "see /openapi.json"),
     ],
 )
 def test_a_refusal_says_what_is_wrong(

@@ -13,7 +13,7 @@ from percoedge.runtime.cli.codec_options import (
     seconds_text,
 )
 from percoedge.runtime.cli.console import Console
-from percoedge.runtime.cli.outputs import output_name, shown_name
+from percoedge.runtime.cli.outputs import check_output, output_name, shown_name
 from percoedge.runtime.files import STANDARD_STREAM, read_bytes
 
 __all__ = ["decode"]
@@ -28,6 +28,8 @@ def decode(options: Namespace, console: Console) -> int:
     from percoedge.bitstream.container import DEFAULT_MAX_PIXELS, MAX_STREAM_BYTES
     from percoedge.runtime.images import format_of, suffix_of, write_image
 
+    if options.output is not None:
+        check_output(options.output, options.input)  # before its suffix: a folder has none
     kind = format_of(options.output or STANDARD_STREAM, options.format)
     output = output_name(options.output, options.input, suffix_of(kind))
     data = read_bytes(options.input, limit_bytes=MAX_STREAM_BYTES)

@@ -30,12 +30,12 @@ _GAP_PX = 8
 def demo(options: Namespace, console: Console) -> int:
     """Encode and decode a photo, print what it took, and write both side by side; returns 0."""
     output = options.output or _OUTPUT
-    kind = format_of(output)
     if options.output is None and os.path.lexists(output):
         raise UsageError(
             f"expected no file {output!r}, as it would be replaced; name the output with -o"
         )
     check_output(output, options.photo)
+    kind = format_of(output)
     source = options.photo or shipped_photo()
     began = time.perf_counter()
     max_pixels = options.max_pixels or DEFAULT_MAX_PIXELS

@@ -122,6 +122,9 @@ class TestOutputs:
         assert_refused(run("decode", "bad.pco", "-o", "no/a.png"), 5, "no directory 'no'")
         Path("a.png").mkdir()
         assert_refused(run("decode", "bad.pco", "-o", "a.png"), 5, "got a directory")
+        Path("folder").mkdir()
+        for arguments in (("decode", "bad.pco"), ("encode", "bad.png"), ("demo", "bad.png")):
+            assert_refused(run(*arguments, "-o", "folder"), 5, "got a directory")
         assert_refused(run("decode", "bad.pco", "-o", "a.gif"), 2, "image format of 'a.gif'")
         assert_refused(run("decode", "bad.pco", "--format", "gif"), 2, "choose PNG, JPEG or WEBP")
         assert_refused(run("encode", "bad.png", "-o", "a.jpg"), 2, "ends in .pco")
