@@ -5,13 +5,14 @@ Nothing is built here: a graph without a plan is refused with the command that b
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from typing import Any
 
 from percoedge.engines.contract import Graph
 from percoedge.engines.plans.cache import PlanCache
 from percoedge.engines.plans.record import PlanRecord, rebuild_command
-from percoedge.engines.tensorrt.cuda import Gpu
+from percoedge.engines.tensorrt.cuda import Gpu, GpuMemoryError
 from percoedge.engines.tensorrt.device import Captures, Device
 from percoedge.engines.tensorrt.engine import TensorRtEngine
 from percoedge.engines.tensorrt.library import LIBRARIES, find_library, log_to, supported_targets
@@ -39,6 +40,7 @@ class TensorRtBackend:
         self.name = name
         self.cache = cache or PlanCache()
         self._device: Device | None = None
+        self._opening = threading.Lock()
 
     def missing(self) -> str | None:
         """Why this backend cannot be used here, or None; starts the GPU."""
@@ -68,7 +70,7 @@ class TensorRtBackend:
         device = self._open()
         device.gpu.enter()
         record = self.find(graph.kind, graph.sha256)
-        engine = self._deserialize(device, record)
+        engine = device.with_memory(lambda: self._deserialize(device, record))
         specs = (graph.inputs, graph.outputs)
         return TensorRtEngine(device, engine, self.cache, record, specs)
 
@@ -94,7 +96,7 @@ class TensorRtBackend:
             lane.trim()
         free_bytes, _ = gpu.memory_bytes()
         if record.size > free_bytes:
-            raise BackendError(
+            raise GpuMemoryError(
                 f"loading {where}: expected {record.size / _MIB:.0f} MiB of free GPU memory, got "
                 f"{free_bytes / _MIB:.0f} MiB; load graphs one at a time (--low-memory), or close "
                 "other programs"
@@ -123,11 +125,12 @@ class TensorRtBackend:
         raise BackendError(f"{cause}; build it again: {command}")
 
     def _open(self) -> Device:
-        if self._device is None:
-            library = find_library(self.name)
-            try:
-                self._device = Device(library)
-            except BackendError as error:
-                advice = "; build needs no GPU" if supported_targets(library) else ""
-                raise BackendError(f"{self.name}: {error}{advice}") from error
-        return self._device
+        with self._opening:
+            if self._device is None:
+                library = find_library(self.name)
+                try:
+                    self._device = Device(library)
+                except BackendError as error:
+                    advice = "; build needs no GPU" if supported_targets(library) else ""
+                    raise BackendError(f"{self.name}: {error}{advice}") from error
+            return self._device

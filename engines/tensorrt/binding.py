@@ -8,7 +8,7 @@ results are copied out: what was handed out is never overwritten.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,13 +17,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from percoedge.engines.contract import Buffer, TensorSpec, check_tensors
-from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Gpu, HostMemory, Mark
+from percoedge.engines.tensorrt.cuda import Captured, DeviceMemory, Fetched, Gpu, Mark
 from percoedge.engines.tensorrt.device import Device, Lane
 from percoedge.engines.tensorrt.library import log_to
+from percoedge.engines.tensorrt.pinned import HostMemory
 
 __all__ = ["COMPUTE", "Binding", "TensorRtBuffer"]
 
 _ALIGNMENT = 256
+_SETTLING_RUNS = 2  # in which a library prepares kernels, and captures where it does so itself
+_CHANCES = 2  # to capture: something else in this process may have spoilt the first
 _MAX_STAGES = 8  # uploads of one shape that may be on their way: steps of the flow queued ahead
 # Names in traces of the GPU.
 _TO_DEVICE, _TO_HOST = "host to device", "device to host"
@@ -63,7 +66,7 @@ class TensorRtBuffer:
         self.gpu = gpu
         self.address = memory.address + slot.offset
         self._memory = memory  # shared by the outputs of one run
-        self._begun: tuple[HostMemory, Mark] | None = None
+        self._begun: Fetched | None = None
         self._slot = slot
 
     @property
@@ -80,32 +83,27 @@ class TensorRtBuffer:
         """Queue the copy to the host; see the contract of DeviceBuffer."""
         self._begun = self._begun or self._queue_fetch()
 
-    def _queue_fetch(self) -> tuple[HostMemory, Mark]:
-        """Where the copy will be, and when."""
+    def _queue_fetch(self) -> Fetched:
         self.gpu.enter()
-        host = self.gpu.pinned(self._slot.size_bytes)
-        with self.gpu.timed(_TO_HOST):
-            self.gpu.copy(host.address, self.address, self._slot.size_bytes)
-        fetched = self.gpu.mark()
-        fetched.put()
-        return host, fetched
+        return self.gpu.fetch(_TO_HOST, self.address, self._slot.size_bytes)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        host, fetched = self._begun or self._queue_fetch()
+        fetched = self._begun or self._queue_fetch()
         self._begun = None  # what is handed out is the caller's
         self.gpu.enter()
-        if not fetched.reached:
-            fetched.wait()
-        array = host.array.view(self.dtype).reshape(self.shape)
+        fetched.wait()
+        array = fetched.memory.array.view(self.dtype).reshape(self.shape)
         return array if dtype is None else array.astype(dtype, copy=False)
 
 
 class Binding:
     """A context with one shape of every input, bound to memory of its own, in one lane.
 
-    ``where`` starts messages; ``kind`` of the graph; ``shapes`` of ``inputs``; ``sizes`` of their
-    symbols; ``captures``: whether to capture CUDA graphs. Raises BackendError when the shapes do
-    not fit the plan or the memory is short.
+    ``where`` starts messages; ``kind`` of the graph; ``make`` makes the context for sizes and a
+    stream; ``shapes`` of ``inputs``; ``sizes`` of their symbols; ``captures``: whether to capture
+    CUDA graphs. Nobody else holds on to ``context``, so that it ends under the device's lock, which
+    whoever makes a binding holds. Raises BackendError when the shapes do not fit the plan or the
+    memory is short.
     """
 
     def __init__(
@@ -114,7 +112,7 @@ class Binding:
         lane: Lane,
         where: str,
         kind: str,
-        context: Any,
+        make: Callable[[Mapping[str, int], int], Any],
         inputs: Sequence[TensorSpec],
         shapes: Sequence[tuple[int, ...]],
         outputs: Sequence[TensorSpec],
@@ -122,24 +120,43 @@ class Binding:
         captures: bool,
     ) -> None:
         self._device, self._lane, self._gpu = device, lane, lane.gpu
-        self._where, self._kind, self._context, self._captures = where, kind, context, captures
+        self._where, self._kind = where, kind
+        self._chances = _CHANCES if captures else 0  # to capture
         self._messages: list[str] = []
         self._graph: Captured | None = None
         self._scratch: DeviceMemory | None = None
-        self._enqueued = self._enqueued_there = False  # ever, and with this scratch memory
-        with log_to(device.library, self._note):
+        self._ran = False
+        self._runs_here = 0  # with this scratch memory
+        self.context = make(sizes, self._gpu.stream)
+        if self.context is None:
+            raise self._gpu.failure(where, "TensorRT made no execution context")
+        try:
+            self._bind(inputs, shapes, outputs, sizes)
+        except BaseException:
+            self.context = None  # now, not when somebody lets go of the error
+            raise
+
+    def _bind(
+        self,
+        inputs: Sequence[TensorSpec],
+        shapes: Sequence[tuple[int, ...]],
+        outputs: Sequence[TensorSpec],
+        sizes: Mapping[str, int],
+    ) -> None:
+        """Set shapes and addresses."""
+        with log_to(self._device.library, self._note):
             for spec, shape in zip(inputs, shapes, strict=True):
-                self._require(context.set_input_shape(spec.name, shape), f"shape {shape}")
-            found = [tuple(context.get_tensor_shape(spec.name)) for spec in outputs]
+                self._require(self.context.set_input_shape(spec.name, shape), f"shape {shape}")
+            found = [tuple(self.context.get_tensor_shape(spec.name)) for spec in outputs]
             self._require(all(side >= 0 for shape in found for side in shape), "its outputs")
-            self._scratch_bytes = int(context.update_device_memory_size_for_shapes())
+            self._scratch_bytes = int(self.context.update_device_memory_size_for_shapes())
             self._sources, size_bytes = _lay_out(inputs, shapes)
             self._results, self._result_bytes = _lay_out(outputs, found)
             views = {
                 slot.name: np.broadcast_to(np.zeros((), slot.dtype), slot.shape)
                 for slot in self._results
             }
-            check_tensors(where + ": output", outputs, views, sizes)
+            check_tensors(self._where + ": output", outputs, views, sizes)
             self._input = self._gpu.allocate(size_bytes)
             self._output = self._gpu.allocate(self._result_bytes)
             self._input_bytes = size_bytes
@@ -147,7 +164,7 @@ class Binding:
             for memory, slots in ((self._input, self._sources), (self._output, self._results)):
                 for slot in slots:
                     address = memory.address + slot.offset
-                    self._require(context.set_tensor_address(slot.name, address), slot.name)
+                    self._require(self.context.set_tensor_address(slot.name, address), slot.name)
 
     def upload(self, feeds: Mapping[str, Buffer]) -> None:
         """Queue copies of the feeds to where the graph reads them."""
@@ -184,7 +201,8 @@ class Binding:
             if stage.uploaded.reached:
                 return stage
         if len(self._stages) < _MAX_STAGES:
-            stage = _Stage(self._gpu.pinned(self._input_bytes), self._gpu.mark())
+            uploaded = self._gpu.mark()
+            stage = _Stage(self._gpu.pinned(self._input_bytes, uploaded), uploaded)
         else:
             stage = self._stages.pop(0)
             stage.uploaded.wait()
@@ -194,24 +212,30 @@ class Binding:
     def execute(self) -> None:
         """Queue the graph: as it is at first, and as a captured CUDA graph from then on.
 
-        Libraries prepare kernels in a first run, so that one lane at a time makes its first.
+        Libraries prepare kernels in a first run, and while work is captured, by the library or
+        here, nobody may wait for all of the GPU, as libraries may when they make and free things.
+        So such runs are made under the lock that guards these.
         """
-        with contextlib.nullcontext() if self._enqueued else self._device.lock:
-            self._execute()
-
-    def _execute(self) -> None:
         scratch = self._lane.scratch(self._scratch_bytes)
         if scratch is not self._scratch:
             self._forget_graph()
-            self._context.set_device_memory(scratch.address, scratch.size_bytes)
-            self._scratch, self._enqueued_there = scratch, False
-        if self._graph is None and self._captures and self._enqueued:
+            self.context.set_device_memory(scratch.address, scratch.size_bytes)
+            self._scratch, self._runs_here = scratch, 0
+        settled = self._graph is not None if self._chances else self._runs_here >= _SETTLING_RUNS
+        with contextlib.nullcontext() if settled else self._device.lock:
+            self._execute()
+        self._ran = True
+        self._runs_here += 1
+
+    def _execute(self) -> None:
+        if self._graph is None and self._chances and self._ran:
             captured = self._gpu.capture(self._enqueue)
             if not isinstance(captured, str):
                 self._graph = captured
-            elif self._enqueued_there:  # else there is another chance behind a run as it is
-                self._captures = False
-                self._lane.captures.refusals[self._where] = captured
+            elif self._runs_here:  # else a run as it is may be all that was missing
+                self._chances -= 1
+                if not self._chances:
+                    self._lane.captures.refusals[self._where] = captured
         self._lane.captures.runs += 1
         self._lane.captures.launches += self._graph is not None
         with self._gpu.timed(f"{COMPUTE}{self._kind}"):
@@ -220,7 +244,6 @@ class Binding:
             else:
                 with log_to(self._device.library, self._note):
                     self._require(self._enqueue(self._gpu.stream), "a run")
-            self._enqueued = self._enqueued_there = True
 
     def left_on_device(self) -> dict[str, Buffer]:
         """Copies of the outputs on the GPU."""
@@ -229,25 +252,23 @@ class Binding:
             self._gpu.copy(memory.address, self._output.address, self._result_bytes)
         return {slot.name: TensorRtBuffer(self._gpu, memory, slot) for slot in self._results}
 
-    def fetch(self) -> tuple[dict[str, Buffer], Mark]:
-        """Copies of the outputs on the host, which hold them once the mark is reached."""
-        host = self._gpu.pinned(self._result_bytes)
-        with self._gpu.timed(_TO_HOST):
-            self._gpu.copy(host.address, self._output.address, self._result_bytes)
-        fetched = self._gpu.mark()
-        fetched.put()
-        return {slot.name: slot.array(host.array) for slot in self._results}, fetched
+    def fetch(self) -> tuple[dict[str, Buffer], Fetched]:
+        """Copies of the outputs on the host, and what to wait for before they are there."""
+        fetched = self._gpu.fetch(_TO_HOST, self._output.address, self._result_bytes)
+        block = fetched.memory.array
+        return {slot.name: slot.array(block) for slot in self._results}, fetched
 
     def free(self) -> None:
         """Let go of everything; nothing that was queued with this binding may still run."""
         if self._graph is not None:
             self._graph.free()
-        self._context = None
+        with self._device.lock:
+            self.context = None
         self._input.free()
         self._output.free()
 
     def _enqueue(self, stream: int) -> bool:
-        return bool(self._context.execute_async_v3(stream))
+        return bool(self.context.execute_async_v3(stream))
 
     def _forget_graph(self) -> None:
         if self._graph is not None:

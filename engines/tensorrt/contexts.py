@@ -20,7 +20,8 @@ class Contexts:
     """Makes contexts of ``engine``, the library's; ``trt`` is its module.
 
     ``captures``: whether CUDA graphs are ours to capture. Compiled kernels are kept in ``cache``
-    beside the plan, so that the next process need not compile them.
+    beside the plan, so that the next process need not compile them. All contexts share them, and
+    must be gone before this is.
     """
 
     def __init__(self, trt: Any, engine: Any, cache: PlanCache, record: PlanRecord) -> None:
@@ -28,6 +29,7 @@ class Contexts:
         self._engine, self._cache, self._record = engine, cache, record
         self._trt = trt
         self._options = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._plain: Any = None
         self._kernels: Any = None
         self._kept: bytes | None = None
         if hasattr(engine, "create_runtime_config"):
@@ -43,12 +45,13 @@ class Contexts:
 
     def make_plain(self, sizes: Mapping[str, int], stream: int) -> Any:
         """The same, but it never captures by itself, so that its layers can be timed."""
-        options = self._options
-        if hasattr(options, "cuda_graph_strategy"):
-            options = self._configuration()
-            self._set_up(options)
-            options.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
-        return self._tuned(self._engine.create_execution_context(options), sizes, stream)
+        if not hasattr(self._options, "cuda_graph_strategy"):
+            return self.make(sizes, stream)
+        if self._plain is None:
+            self._plain = self._configuration()
+            self._set_up(self._plain)
+            self._plain.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
+        return self._tuned(self._engine.create_execution_context(self._plain), sizes, stream)
 
     def _tuned(self, context: Any, sizes: Mapping[str, int], stream: int) -> Any:
         """The context with the first of the plan's profiles that covers the sizes."""

@@ -14,19 +14,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from percoedge.engines import memory
+from percoedge.engines.tensorrt.pinned import HostMemory, PinnedMemory
 from percoedge.errors import BackendError
 
-__all__ = ["ENQUEUE", "Captured", "DeviceMemory", "Gpu", "GpuMemoryError", "HostMemory", "Mark"]
+__all__ = ["ENQUEUE", "Captured", "DeviceMemory", "Fetched", "Gpu", "GpuMemoryError", "Mark"]
 
 ENQUEUE = "enqueue"
 """In traces: how long the host was busy queueing, on its own clock."""
 
 _MIB = 1 << 20
-_MIN_PINNED_BYTES = 4096
 _KEEP_ALL = (1 << 64) - 1
 
 
@@ -54,7 +51,6 @@ class Gpu:
         self._lost: str | None = None
         self._spans: list[tuple[str, Mark, Mark, float]] | None = None
         self._entered = threading.local()
-        self._pinned: dict[int, list[Any]] = {}  # size -> host buffers that nobody uses
         try:
             device = self._core.Device(0)
             device.set_current()
@@ -84,7 +80,7 @@ class Gpu:
                 f"expected an NVIDIA GPU with its driver, got: {str(error).rstrip('.')}; install "
                 "the driver, and see that nvidia-smi (tegrastats on Jetson) lists a GPU"
             ) from error
-        self._host_memory = self._core.LegacyPinnedMemoryResource()
+        self._pinned = PinnedMemory(self._core.LegacyPinnedMemoryResource().allocate)
         self._device = device
         self.stream = int(self._stream.handle)
         self._entered.done = True
@@ -130,20 +126,23 @@ class Gpu:
             ) from error
         return DeviceMemory(int(buffer.handle), size_bytes, buffer)
 
-    def pinned(self, size_bytes: int) -> HostMemory:
+    def pinned(self, size_bytes: int, until: Mark | None = None) -> HostMemory:
         """Host memory that copies need not stage; it is used again when its array is gone.
 
-        The contents are whatever was there before.
+        ``until``: will be put behind the copies that are queued with it, before which it is not
+        used again either. The contents are whatever was there before.
         """
-        rounded = max(_MIN_PINNED_BYTES, 1 << (size_bytes - 1).bit_length())
-        try:
-            buffer = self._pinned[rounded].pop()
-        except (KeyError, IndexError):
-            with self.doing(f"pinning {rounded / _MIB:.1f} MiB"):
-                buffer = self._host_memory.allocate(rounded)
-        address = int(buffer.handle)
-        lease = _Lease(buffer, address, size_bytes, self._pinned.setdefault(rounded, []))
-        return HostMemory(address, np.asarray(lease))
+        with self.doing(f"pinning {size_bytes / _MIB:.1f} MiB"):
+            return self._pinned.lend(size_bytes, None if until is None else until._event)
+
+    def fetch(self, name: str, source: int, size_bytes: int) -> Fetched:
+        """Queue a copy to pinned memory; ``name``: in traces."""
+        mark = self.mark()
+        host = self.pinned(size_bytes, mark)
+        with self.timed(name):
+            self.copy(host.address, source, size_bytes)
+        mark.put()
+        return Fetched(host, mark)
 
     def copy(self, target: int, source: int, size_bytes: int) -> None:
         """Queue a copy between two addresses, each on the GPU or pinned."""
@@ -227,11 +226,12 @@ class Gpu:
     def failure(self, what: str, cause: object) -> BackendError:
         """The error to raise for work that failed; finds out whether the GPU is lost.
 
-        A lost GPU fails at everything, so it is asked for nothing but to wait.
+        A lost GPU fails at everything, so it is asked for nothing but to wait: for this stream, as
+        a wait for all of them would fail, and spoil it, while another thread captures work.
         """
         if self._lost is None:
             try:
-                self._device.sync()
+                self._stream.sync()
             except Exception as error:
                 self._lost = (
                     f"{self.name}: expected it to work on, got: {error}; after such an error "
@@ -246,9 +246,12 @@ class Gpu:
         Waits for what is queued. What is in use goes back when nobody uses it, memory of the GPU at
         the next such call. Raises BackendError when something that was queued failed.
         """
-        self._pinned = {}  # what is lent goes back to lists that nobody looks at any more
-        if self._has_pool and self._lost is None:
-            self.wait()  # what is queued to be freed
+        if self._lost is not None:
+            return
+        self.wait()  # copies to and from pinned memory, and what is queued to be freed
+        with self.doing("asking for an event"):
+            self._pinned.trim()
+        if self._has_pool:
             self._driver("cuMemPoolTrimTo", self._memory.handle, 0)
 
     def _driver(self, function: str, *arguments: object) -> tuple[Any, ...]:
@@ -274,14 +277,6 @@ class DeviceMemory:
         """Give the memory back; doing so twice is harmless."""
         with contextlib.suppress(Exception):  # of a lost GPU; there is nothing left to free
             self._buffer.close()
-
-
-@dataclass(frozen=True)
-class HostMemory:
-    """Pinned memory on the host; ``array`` (uint8) and views of it keep it."""
-
-    address: int
-    array: NDArray[np.uint8]
 
 
 class Mark:
@@ -314,6 +309,20 @@ class Mark:
             return float(self._event - earlier._event)
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """What is on its way to the host: ``memory`` holds it behind ``wait``."""
+
+    memory: HostMemory
+    mark: Mark
+
+    def wait(self) -> None:
+        """Block until it is there."""
+        if not self.mark.reached:
+            self.mark.wait()
+        self.memory.settle()
+
+
 class Captured:
     """Work that was captured; the memory that it names must live as long as it is launched."""
 
@@ -343,23 +352,6 @@ def _told(properties: Any, name: str) -> int:
 
 def _is_shortage(error: Exception) -> bool:
     return "OUT_OF_MEMORY" in str(error).upper()
-
-
-class _Lease:
-    """Lends a pinned buffer to numpy arrays, and takes it back when the last of them is gone."""
-
-    def __init__(self, buffer: Any, address: int, size_bytes: int, unused: list[Any]) -> None:
-        self.__array_interface__ = {
-            "shape": (size_bytes,),
-            "typestr": "|u1",
-            "data": (address, False),
-            "version": 3,
-        }
-        self._buffer = buffer
-        self._unused = unused
-
-    def __del__(self) -> None:
-        self._unused.append(self._buffer)
 
 
 def _import_cuda() -> tuple[Any, Any]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from percoedge.engines.tensorrt.cuda import DeviceMemory, Gpu
+from percoedge.engines.tensorrt.cuda import DeviceMemory, Gpu, GpuMemoryError
 from percoedge.engines.tensorrt.library import Library
 from percoedge.errors import BackendError
 
 __all__ = ["MAX_LANES", "Captures", "Device", "Lane", "LanedEngine"]
+
+Result = TypeVar("Result")
 
 MAX_LANES = 4
 """Threads that work on a GPU at the same time; more of them take turns. One on shared memory."""
@@ -94,14 +97,16 @@ class Device:
     """What the engines of one backend share. ``library``; ``lock``: for calls of the library.
 
     ``runtime``: the library's, None before the first engine. A thread that runs engines gets a lane
-    of its own, up to MAX_LANES of them, and leaves it to another when it ends. Raises BackendError
-    when there is no GPU.
+    of its own, up to MAX_LANES of them, and leaves it to another when it ends. Whoever holds a lane
+    may take ``lock``, and never the other way round. Raises BackendError when there is no GPU.
     """
 
     def __init__(self, library: Library) -> None:
         self.library = library
         self.lock = threading.RLock()
         self.runtime: Any = None
+        self._closing = threading.Lock()
+        self._closings = 0  # of lanes, so far
         first = Lane(Gpu())
         self.gpu = first.gpu
         self._lanes = [first]
@@ -109,7 +114,7 @@ class Device:
         self._here = threading.local()
         self._engines: weakref.WeakSet[Any] = weakref.WeakSet()
         # Libraries that are taken apart in no order at the end of the process may crash it.
-        atexit.register(_close, weakref.ref(self))
+        atexit.register(_close, weakref.ref(self), os.getpid())
 
     @property
     def lane(self) -> Lane:
@@ -152,44 +157,62 @@ class Device:
             total.refusals |= lane.captures.refusals
         return total
 
-    def keep_one_lane(self, tried: Lane) -> bool:
-        """Close all lanes but the first for good, as memory is short.
+    def with_memory(self, work: Callable[[], Result]) -> Result:
+        """Do the work; where memory is too short, do it once more with all lanes but one closed.
 
-        The calling thread must hold none. Returns whether what was ``tried`` is worth trying again:
-        there were others, or it was one of them.
+        They stay closed. The calling thread must hold none. Raises GpuMemoryError when there is
+        too little for one.
         """
-        with self.lock:
-            self._most = 1
-            self._lanes, closed = self._lanes[:1], self._lanes[1:]
-        for lane in closed:
-            for engine in list(self._engines):
-                engine.leave(lane)
-            with lane.lock:
-                lane.free_scratch()
-            lane.trim()
-        return bool(closed) or tried is not self._lanes[0]
+        closings = self._closings
+        try:
+            return work()
+        except GpuMemoryError:
+            self._keep_one_lane()
+            if self._closings == closings:  # else memory was freed since, here or elsewhere
+                raise
+        return work()
+
+    def _keep_one_lane(self) -> None:
+        with self._closing:
+            with self.lock:
+                self._most = 1
+                self._lanes, closed = self._lanes[:1], self._lanes[1:]
+                engines = list(self._engines)
+            for lane in closed:
+                for engine in engines:
+                    engine.leave(lane)
+                with lane.lock:
+                    lane.free_scratch()
+                lane.trim()
+            self._closings += bool(closed)
 
     def join(self, engine: LanedEngine) -> None:
         """An engine was loaded; it is closed at the end of the process at the latest."""
-        self._engines.add(engine)
+        with self.lock:
+            self._engines.add(engine)
 
     def leave(self, engine: LanedEngine) -> None:
         """An engine was closed; the last one takes the shared memory with it."""
-        self._engines.discard(engine)
+        with self.lock:
+            self._engines.discard(engine)
+            last = not self._engines
         for lane in self._lanes:
-            if not self._engines:
+            if last:
                 with lane.lock:
                     lane.free_scratch()
             lane.trim()
 
     def close(self) -> None:
         """Close the engines that are still open, then the library's runtime."""
-        for engine in list(self._engines):
+        with self.lock:
+            engines = list(self._engines)
+        for engine in engines:
             engine.close()
         self.runtime = None
 
 
-def _close(device: weakref.ref[Device]) -> None:
+def _close(device: weakref.ref[Device], process: int) -> None:
+    """At the end of the process that opened it: a copy made by ``os.fork`` has no GPU."""
     found = device()
-    if found is not None:
+    if found is not None and os.getpid() == process:
         found.close()

@@ -14,7 +14,6 @@ from percoedge.engines.plans.cache import PlanCache
 from percoedge.engines.plans.record import BuildRequest, PlanRecord, rebuild_command
 from percoedge.engines.tensorrt.binding import Binding
 from percoedge.engines.tensorrt.contexts import Contexts
-from percoedge.engines.tensorrt.cuda import GpuMemoryError
 from percoedge.engines.tensorrt.device import Device, Lane
 from percoedge.engines.tensorrt.layers import Layers, measure_layers
 from percoedge.engines.tensorrt.library import DTYPES
@@ -49,22 +48,17 @@ class TensorRtEngine:
         trt = device.library.module
         self._check_interface(engine, trt.TensorIOMode.INPUT, self.inputs)
         self._check_interface(engine, trt.TensorIOMode.OUTPUT, self.outputs)
-        self._contexts: Contexts | None = Contexts(trt, engine, cache, record)
+        # In this order: an engine that nobody closed lets go of its contexts first.
         self._bindings: dict[Lane, OrderedDict[object, Binding]] = {}
+        self._contexts: Contexts | None = Contexts(trt, engine, cache, record)
         device.join(self)
 
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:
         """Run the engine in the calling thread's lane; see the contract of Engine.
 
-        Where memory is too short for it, all lanes but one are closed, and it is run in that.
+        Where memory is too short for that, all lanes but one are closed; see ``with_memory``.
         """
-        lane = self._device.lane
-        try:
-            return self._run(feeds, on_device)
-        except GpuMemoryError:
-            if not self._device.keep_one_lane(lane):
-                raise
-        return self._run(feeds, on_device)
+        return self._device.with_memory(lambda: self._run(feeds, on_device))
 
     def _run(self, feeds: Mapping[str, Buffer], on_device: bool) -> dict[str, Buffer]:
         with self._device.entered() as lane:
@@ -82,14 +76,15 @@ class TensorRtEngine:
 
         Raises BackendError as ``run`` does, and when the library reports no layers.
         """
+        return self._device.with_memory(lambda: self._layers(feeds, runs))
+
+    def _layers(self, feeds: Mapping[str, Buffer], runs: int) -> Layers:
         with self._device.entered() as lane:
             contexts = self._opened(lane)
-            binding, context = self._bind(lane, feeds, contexts.make_plain, captures=False)
+            binding = self._bind(lane, feeds, contexts.make_plain, captures=False)
             try:
-                times_ms = measure_layers(
-                    self._device.library, lane.gpu, binding, context, feeds, runs
-                )
-                return Layers(times_ms, contexts.describe(context))
+                times_ms = measure_layers(self._device.library, lane.gpu, binding, feeds, runs)
+                return Layers(times_ms, contexts.describe(binding.context))
             finally:
                 with contextlib.suppress(BackendError):  # of a lost GPU
                     lane.gpu.wait()
@@ -105,7 +100,8 @@ class TensorRtEngine:
             self.leave(lane)
         with contextlib.suppress(Exception):  # of a lost GPU
             contexts.keep_kernels()
-        del contexts  # the last reference to the library's engine
+        with self._device.lock:
+            del contexts  # the last reference to the library's engine
         self._device.leave(self)
 
     def leave(self, lane: Lane) -> None:
@@ -138,7 +134,7 @@ class TensorRtEngine:
         if len(bindings) >= _MAX_BINDINGS:
             lane.gpu.wait()  # the one unused for longest may still be at work
             bindings.popitem(last=False)[1].free()
-        bindings[key], _ = self._bind(lane, feeds, contexts.make, contexts.captures)
+        bindings[key] = self._bind(lane, feeds, contexts.make, contexts.captures)
         return bindings[key]
 
     def _bind(
@@ -147,28 +143,24 @@ class TensorRtEngine:
         feeds: Mapping[str, Buffer],
         make: Callable[[Mapping[str, int], int], Any],
         captures: bool,
-    ) -> tuple[Binding, Any]:
-        """A new binding for feeds of these shapes, which are checked, and its context."""
+    ) -> Binding:
+        """A new binding for feeds of these shapes, which are checked."""
         sizes = check_tensors(self._where + ": input", self.inputs, feeds)
         if not self._record.profile.covers(sizes):
             raise self._beyond(sizes)
         with self._device.lock:
-            context = make(sizes, lane.gpu.stream)
-            if context is None:
-                raise lane.gpu.failure(self._where, "TensorRT made no execution context")
-            binding = Binding(
+            return Binding(
                 self._device,
                 lane,
                 self._where,
                 self._record.kind,
-                context,
+                make,
                 self.inputs,
                 [feeds[name].shape for name in self._names],
                 self.outputs,
                 sizes,
                 captures,
             )
-        return binding, context
 
     def _opened(self, lane: Lane) -> Contexts:
         """Contexts of an engine that is not closed, on a GPU that this thread may use."""

@@ -34,7 +34,6 @@ def measure_layers(
     library: Library,
     gpu: Gpu,
     binding: Binding,
-    context: Any,
     feeds: Mapping[str, Buffer],
     runs: int,
 ) -> dict[str, float]:
@@ -47,7 +46,7 @@ def measure_layers(
         binding.execute()
     gpu.wait()
     profiler = _make_profiler(library)
-    context.profiler = profiler
+    binding.context.profiler = profiler
     rows = []
     for _ in range(runs):
         profiler.times_ms = {}

@@ -8,7 +8,7 @@ decoder  float32 x -> uint8 image               no weights, below a folder of it
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from tensorrt_stand_in import Place
+from tensorrt_stand_in import Place, StandInTensorRt
 
 from percoedge.engines.bundle import Bundle, GraphFiles, write_manifest
 from percoedge.engines.bundle.manifest import CodecConstants
@@ -251,17 +251,20 @@ def source_from_nodes() -> Callable[..., GraphSource]:
 
 
 @pytest.fixture
-def make_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Place]:
+def make_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Place]]:
     """Make a machine with a GPU and TensorRT, neither of which is there."""
+    made: list[StandInTensorRt] = []
 
     def make(name: str = "tensorrt", sm: int = 89) -> Place:
         place = Place(name, tmp_path / "plans", sm)
         monkeypatch.setattr(cuda, "_import_cuda", lambda: (place.gpu.core, place.gpu.bindings))
         monkeypatch.setattr(tensorrt_backend, "find_library", lambda _: place.trt.library)
         monkeypatch.setattr(tensorrt_library, "_LOGGERS", {})  # of libraries that are not there
+        made.append(place.trt)
         return place
 
-    return make
+    yield make
+    assert [trt.faults for trt in made] == [[]] * len(made)
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])

@@ -30,7 +30,8 @@ class StandInGpu:
     that were launched, ``fetches`` the copies to pinned memory, ``syncs`` how often the host
     waited, and ``queued`` pieces of work by stream. ``capturable``: whether work can be captured.
     ``clock_ms``: its clock, which a copy moves on by 1. ``break_down`` makes all that is queued
-    later fail for good.
+    later fail for good, and ``disturb`` spoils all captures that are under way, as whoever waits
+    for the whole GPU does.
     """
 
     def __init__(self, sm: tuple[int, int] = (8, 9), total_bytes: int = 1 << 28) -> None:
@@ -46,6 +47,7 @@ class StandInGpu:
         self._pinned: set[int] = set()
         self._queues: dict[int, list[Callable[[], None]]] = {}  # by stream
         self._captures: dict[int, list[Callable[[], None]]] = {}  # likewise
+        self._spoilt: set[int] = set()  # streams whose captures are
         self._current = threading.local()  # ``set``, and ``capturing``: streams of this thread
         self._turn = threading.RLock()  # one thread at a time does what is queued
         gpu = self
@@ -92,11 +94,13 @@ class StandInGpu:
                     gpu.kept_bytes = gpu.total_bytes - gpu.used_bytes
                     raise CudaError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
                 address = gpu._add(size)
-                gpu.used_bytes += size
+                with gpu._turn:
+                    gpu.used_bytes += size
 
                 def free() -> None:  # in the order of the stream
-                    gpu.used_bytes -= size
-                    gpu._queues[stream.handle].append(lambda: gpu._free(address, size))
+                    with gpu._turn:
+                        gpu.used_bytes -= size
+                        gpu._queues[stream.handle].append(lambda: gpu._free(address, size))
 
                 return Buffer(address, size, free)
 
@@ -105,10 +109,12 @@ class StandInGpu:
                 gpu.check()
                 address = gpu._add(size)
                 gpu._pinned.add(address)
-                gpu.pinned_bytes += size
+                with gpu._turn:
+                    gpu.pinned_bytes += size
 
                 def free() -> None:
-                    gpu.pinned_bytes -= size
+                    with gpu._turn:
+                        gpu.pinned_bytes -= size
                     gpu._pinned.discard(address)
                     gpu._remove(address)
 
@@ -145,13 +151,13 @@ class StandInGpu:
 
             def begin_building(self, mode: str) -> None:
                 gpu.check()
-                gpu._captures[self._stream.handle] = []
+                gpu.begin_capture(self._stream.handle)
                 gpu._current.capturing = self._stream.handle
 
             def end_building(self) -> None:
-                self._work = gpu._captures.pop(self._stream.handle)
+                self._work, sound = gpu.end_capture(self._stream.handle)
                 gpu._current.capturing = None
-                if not gpu.capturable:
+                if not (sound and gpu.capturable):
                     raise CudaError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
 
             def complete(self) -> Any:
@@ -210,6 +216,8 @@ class StandInGpu:
 
             def sync(self) -> None:
                 gpu.check()
+                if gpu.disturb():
+                    raise CudaError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
 
         self.core = SimpleNamespace(
             Device=Device,
@@ -236,7 +244,8 @@ class StandInGpu:
 
     def memory(self, address: int, size: int) -> NDArray[np.uint8]:
         """Bytes at an address, all of one allocation; raises CudaError."""
-        for start, block in list(self._blocks.items()):
+        for start in list(self._blocks):
+            block = self._blocks.get(start, ())
             if start <= address and address + size <= start + len(block):
                 return block[address - start : address - start + size]
         raise CudaError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
@@ -249,6 +258,21 @@ class StandInGpu:
         else:
             self._queues[stream].append(work)
             self.queued[stream] += 1
+
+    def begin_capture(self, stream: int) -> None:
+        """Note what is queued on a stream, until ``end_capture``."""
+        self._captures[stream] = []
+
+    def end_capture(self, stream: int) -> tuple[list[Callable[[], None]], bool]:
+        """What was noted, and whether nobody waited for the whole GPU meanwhile."""
+        work, spoilt = self._captures.pop(stream), stream in self._spoilt
+        self._spoilt.discard(stream)
+        return work, not spoilt
+
+    def disturb(self) -> bool:
+        """Spoil all captures that are under way; returns whether there were any."""
+        self._spoilt |= set(self._captures)
+        return bool(self._captures)
 
     def break_down(self) -> None:
         """Queue an access to address 0 on the first stream."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import mmap
+import time
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -54,7 +55,8 @@ class StandInTensorRt:
     that were, ``compiled`` the shapes that kernels were compiled for; ``scratches`` are addresses
     that contexts worked at, ``batches`` the first axis of what each graph was run on, by kind, and
     ``used_profiles`` the number of the profile of each run. A plan is refused on a GPU that is not
-    among its ``targets``.
+    among its ``targets``. What is made or freed, and a context's first run, wait for the whole GPU;
+    ``faults`` says what outlived what it works with.
     """
 
     name: str
@@ -70,6 +72,7 @@ class StandInTensorRt:
         default_factory=dict
     )
     used_profiles: list[int] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     config: Any = None
     logger: Any = None
     broken: bool = False
@@ -103,6 +106,7 @@ class StandInTensorRt:
             self.complain("the engine plan file is generated on an incompatible device")
             return None
         self.loaded += 1
+        self.gpu.disturb()
         made = RtxPlanEngine if "rtx" in self.name else PlanEngine
         return made(self, source, profiles)
 
@@ -136,6 +140,9 @@ class PlanEngine:
         self.owner.contexts += 1
         return Context(self)
 
+    def __del__(self) -> None:
+        self.owner.gpu.disturb()
+
     def create_engine_inspector(self) -> Any:
         layers = {"Layers": ["first", "second"], "Bindings": list(self.specs)}
         return SimpleNamespace(
@@ -161,6 +168,7 @@ class RtxPlanEngine(PlanEngine):
         self.owner.contexts += 1
         context = Context(self)
         context.captures = config.cuda_graph_strategy == "whole"
+        context.cache = weakref.ref(config.cache)
         return context
 
 
@@ -193,7 +201,15 @@ class Context:
         self.needed = 0
         self.profiler: Any = None
         self.captures = False
+        self.cache: Any = None
+        self.runs = 0
         self.profile = 0
+        self.gpu.disturb()
+
+    def __del__(self) -> None:
+        self.gpu.disturb()
+        if self.cache is not None and self.cache() is None:
+            self.engine.owner.faults.append("a context outlived the cache of its kernels")
 
     def set_optimization_profile_async(self, number: int, stream: int) -> bool:
         assert not self.shapes and stream in self.gpu._queues
@@ -240,6 +256,15 @@ class Context:
             owner.complain("enqueue failed")
             return False
         owner.runs += 1
+        self.runs += 1
+        if self.runs == 1:
+            self.gpu.disturb()
+        elif self.runs == 2 and self.captures:
+            self.gpu.begin_capture(id(self))
+            time.sleep(0.001)
+            if not self.gpu.end_capture(id(self))[1]:
+                owner.complain("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+                return False
         owner.scratches.add(self.scratch[0])
         if owner.config is not None:
             kernels, compiling = owner.config.cache.kernels, str(sorted(self.shapes.items()))

@@ -45,7 +45,7 @@ feeds = {"x": np.zeros((1, codec.latent_channels, 4 * cells, 4 * cells), np.floa
 decoder.run(feeds)
 (bindings,) = decoder._bindings.values()  # of the one lane
 (binding,) = bindings.values()
-binding._context.set_tensor_address("x", 1 << 8)
+binding.context.set_tensor_address("x", 1 << 8)
 said = set()
 for call in (lambda: decoder.run(feeds), lambda: decoder.run(feeds), lambda: backend.load(
     bundle.read("flow", "fp16"))):

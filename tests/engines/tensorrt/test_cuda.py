@@ -87,6 +87,16 @@ def test_pinned_memory_is_used_again_when_no_array_is_left(gpu: Gpu, machine: St
     assert machine.pinned_bytes < before
 
 
+def test_pinned_memory_is_not_used_again_while_it_is_copied(gpu: Gpu) -> None:
+    there = gpu.allocate(64)
+    address = gpu.fetch("fetch", there.address, 64).memory.address
+    gc.collect()
+    other = gpu.pinned(64)
+    assert other.address != address  # the copy will be written there
+    gpu.wait()
+    assert gpu.pinned(64).address == address
+
+
 def test_captured_work_runs_when_it_is_launched(gpu: Gpu, machine: StandInGpu) -> None:
     there, out, back = gpu.allocate(64), gpu.pinned(64), gpu.pinned(64)
 
@@ -114,6 +124,26 @@ def test_work_that_cannot_be_captured(gpu: Gpu, machine: StandInGpu) -> None:
     machine.capturable = False
     assert "CAPTURE_INVALIDATED" in str(gpu.capture(lambda stream: True))
     gpu.wait()
+
+
+def test_what_fails_elsewhere_spoils_no_capture(gpu: Gpu) -> None:
+    """Nor is that GPU taken for lost because it may not be waited for as a whole meanwhile."""
+    other = Gpu()
+    errors: list[BackendError] = []
+
+    def fail() -> None:
+        other.enter()
+        errors.append(other.failure("a shape", "it is too large"))
+
+    def enqueue(stream: int) -> bool:
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        return True
+
+    assert isinstance(gpu.capture(enqueue), Captured)
+    assert "a shape failed: it is too large" in str(errors[0])
+    other.enter()
 
 
 def test_work_is_captured_when_what_is_queued_is_done(gpu: Gpu) -> None:

@@ -6,6 +6,7 @@ Graphs are run for real, on the CPU; what the stand-ins check is everything arou
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -151,6 +152,16 @@ class TestBuffers:
                     break
             else:
                 assert place.gpu.clock_ms - before > 20
+
+    def test_a_fetch_that_nobody_waits_for(self, place: Place, bundle: Bundle, toy: Any) -> None:
+        """Its copy to the host may still be queued when the buffer is gone."""
+        flow = place.load(bundle, "flow")
+        for _ in range(2):
+            flow.run(latents(), on_device=True)["x_next"].begin_fetch()  # type: ignore[union-attr]
+        gc.collect()
+        feeds = latents(2)
+        out = flow.run(feeds)["x_next"]
+        np.testing.assert_allclose(np.asarray(out), reference(toy, feeds), rtol=1e-5, atol=1e-5)
 
     def test_outputs_outlive_later_runs_and_the_engine(
         self, place: Place, bundle: Bundle, toy: Any
@@ -381,6 +392,16 @@ class TestMemory:
             want = reference(toy, latents())
             np.testing.assert_allclose(np.asarray(out), want, rtol=1e-5, atol=1e-5)
 
+    def test_an_engine_that_nobody_closes(self, place: Place, bundle: Bundle) -> None:
+        """Its contexts go before what they share; the fixture asks for faults."""
+        flow = place.load(bundle, "flow")
+        flow.run(latents())
+        place.backend.gpu.wait()
+        del flow
+        gc.collect()
+        with place.load(bundle, "flow") as flow:
+            flow.run(latents())
+
     def test_shapes_unused_for_longest_are_let_go(
         self, place: Place, bundle: Bundle, toy: Any
     ) -> None:
@@ -400,8 +421,9 @@ class TestMemory:
         flow, decoder = place.load(bundle, "flow"), place.load(bundle, "decoder")
         flow.run(latents(), on_device=True)
         gc.collect()
+        device._close(weakref.ref(place.backend._open()), os.getpid() + 1)  # that of a copy
         assert place.gpu.used_bytes > 0
-        device._close(weakref.ref(place.backend._open()))
+        device._close(weakref.ref(place.backend._open()), os.getpid())
         assert (place.gpu.used_bytes, place.gpu.kept_bytes) == (0, 0)
         for engine in (flow, decoder):
             with pytest.raises(BackendError, match="is closed"):

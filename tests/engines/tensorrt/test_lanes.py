@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,6 +40,12 @@ def latents(h: int = 2, w: int = 3, seed: int = 0) -> dict[str, Any]:
         "t": np.array([0.5], np.float32),
         "dt": np.array([0.25], np.float32),
     }
+
+
+def latents_of(n: int) -> dict[str, Any]:
+    """Feeds for a batch."""
+    one = latents()
+    return {**one, **{name: np.repeat(one[name], n, axis=0) for name in ("x", "tokens")}}
 
 
 def together(toy: Any, flow: Engine, threads: int, h: int = 2, w: int = 3) -> list[NDArray[Any]]:
@@ -171,6 +178,69 @@ def test_closing_lets_others_finish(place: Place, bundle: Bundle, toy: Any) -> N
     for worker in workers:
         worker.join()
     assert len(ended) == 3 and all("is closed" in said for said in ended)
+
+
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    """Threads take turns as often as can be."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_everything_at_once(place: Place, bundle: Bundle, toy: Any, eager_switches: None) -> None:
+    """Shapes, engines and lanes come and go: nobody waits for ever, and nothing is mixed up."""
+    flow = place.load(bundle, "flow")
+    decoder = place.build(bundle, "decoder")
+    feeds = {seed: latents(seed % 3 + 1, 2, seed) for seed in range(6)}
+    wanted = {
+        seed: toy.flow_reference(one["x"], one["tokens"], 0.5, 0.25) for seed, one in feeds.items()
+    }
+    for one in feeds.values():
+        flow.run(one)
+    place.gpu.total_bytes = place.gpu.used_bytes * 7 // 2
+    left: list[Any] = []
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        rng = np.random.default_rng(number)
+        try:
+            for _ in range(12):
+                seed = int(rng.integers(6))
+                out = flow.run(feeds[seed], on_device=bool(rng.integers(2)))["x_next"]
+                np.testing.assert_allclose(np.asarray(out), wanted[seed], rtol=1e-5, atol=1e-5)
+                match rng.integers(6):
+                    case 0:
+                        with place.backend.load(decoder) as engine:
+                            engine.run({"x": out})
+                    case 1:
+                        assert flow.layers(feeds[seed], 1).times_ms  # type: ignore[attr-defined]
+                    case 2:
+                        flow.run(feeds[seed], on_device=True)["x_next"].begin_fetch()  # type: ignore[union-attr]
+                    case 3:
+                        left.append(flow.run(feeds[0], on_device=True)["x_next"])
+                        got = np.asarray(left.pop())  # perhaps of another thread's lane
+                        np.testing.assert_allclose(got, wanted[0], rtol=1e-5, atol=1e-5)
+                    case 4:
+                        with pytest.raises(BackendError, match="expected n 1..4"):
+                            flow.run(latents_of(5))
+                        str(place.backend.captures)
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(MAX_LANES + 2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive(), "threads wait for each other"
+    if errors:
+        raise errors[0]
+    flow.close()
+    left.clear()
+    if place.backend.captures is not None:
+        assert place.backend.captures.refusals == {}
 
 
 @pytest.fixture(scope="module")
