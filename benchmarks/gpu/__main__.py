@@ -26,7 +26,7 @@ from benchmarks.gpu.worker import PARTS
 
 _ROOT = Path(__file__).parent.parent.parent
 _LIMITS_S = {
-    **{"device": 60, "cuda": 90, "rtx": 300, "onnxruntime": 240, "torch": 560},
+    **{"device": 60, "cuda": 90, "rtx": 300, "build": 900, "onnxruntime": 240, "torch": 560},
     **{"entropy": 180, "tests": 600, "throughput": 420},
 }
 _LEFT_OUT = "plans"  # engine files: large, and of this machine
@@ -82,7 +82,7 @@ def pack(out: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line of the benchmark; exits with 1 when a part failed."""
+    """Command line of the benchmark; exits with 1 when a part failed, or none was done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--all", action="store_true", help="all parts")
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     ends = time.perf_counter() + args.seconds
-    failed = False
+    statuses = []
     for name in PARTS if args.all else args.parts:
         left_s = ends - time.perf_counter()
         limit_s = min(args.limit or _LIMITS_S[name], left_s)
@@ -107,11 +107,14 @@ def main(arguments: list[str] | None = None) -> int:
             status = run_part(name, out, args.bundle, args.commit, limit_s)
         else:
             status = "skipped: needs more time than --seconds leaves"
-        failed |= status.startswith("failed")
+        statuses.append(status.partition(":")[0])
         print(f"{name:12} {time.perf_counter() - began:6.1f} s  {status}", flush=True)
         archive = pack(out)
-    print(archive)
-    return int(failed)
+    counts = (f"{statuses.count(how)} {how}" for how in ("done", "failed", "skipped"))
+    print(f"{', '.join(counts)} of {len(statuses)} parts; all results: {archive}")
+    if "done" not in statuses:
+        print("nothing was measured: see above what is missing")
+    return int("failed" in statuses or "done" not in statuses)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu.record import Record, Skipped
+from benchmarks.gpu.record import Options, Record, Skipped
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Graph, TensorSpec, split_axis
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
@@ -19,12 +19,22 @@ from percoedge.engines.selection import BACKENDS
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.engines.tensorrt.library import LIBRARIES, find_library
+from percoedge.engines.tiling import graph_of, tiling_kinds
 from percoedge.errors import BackendError, PercoedgeError
-from percoedge.runtime.cli.main import main as percoedge
 
-__all__ = ["BATCHES", "build", "differences", "feeds_for", "gpu_backends", "with_gpu"]
+__all__ = [
+    "BATCHES",
+    "differences",
+    "engine_files",
+    "feeds_for",
+    "gpu_backends",
+    "percoedge",
+    "with_gpu",
+]
 
 BATCHES = (1, 4, 16)
+_TRIAL_S = 90  # for a first decode, with what is compiled for it
+_SHOWN = 2000  # characters of a message
 
 
 def with_gpu() -> Gpu:
@@ -35,26 +45,48 @@ def with_gpu() -> Gpu:
         raise Skipped(f"needs a GPU: {error}") from error
 
 
-def build(library: str, bundle: Bundle, kinds: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Build engine files for pictures up to 1024x1024 in all of BATCHES; raises BackendError."""
-    command = ["build", str(bundle.path), "--backend", library, "--sizes", "512x512,1024x1024"]
+def engine_files(record: Record, options: Options) -> None:
+    """Part "build": engine files of every library that is there, for the parts behind it.
+
+    For pictures up to 1024x1024 in all of BATCHES.
+    """
+    with_gpu()
+    for library in reversed(LIBRARIES):  # the one that takes minutes comes last
+        record.attempt(library, _build, library, options)
+
+
+def _build(library: str, options: Options) -> dict[str, Any]:
+    try:
+        find_library(library)
+    except BackendError as error:
+        raise Skipped(f"needs {library}: {error}") from error
+    command = ["build", options.bundle, "--backend", library, "--sizes", "512x512,1024x1024"]
     command += ["--batch", ",".join(map(str, BATCHES)), "--json", "--quiet"]
-    for kind in kinds:
-        command += ["--graph", kind]
-    said, wrong = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
-        code = percoedge(command)
-    print(said.getvalue(), wrong.getvalue())
-    if code:
-        raise BackendError(f"percoedge build ended with {code}: {wrong.getvalue().strip()[-2000:]}")
+    graphs = percoedge(command, options.limit_s)["graphs"]
     return {
-        graph["graph"]: {"seconds": graph["seconds"], "bytes": graph["bytes"]}
-        for graph in json.loads(said.getvalue())["graphs"]
+        graph["graph"]: {"seconds": graph["seconds"], "bytes": graph["bytes"]} for graph in graphs
     }
 
 
+def percoedge(arguments: list[str], limit_s: float) -> Any:
+    """Run it in a process of its own; what it prints as JSON. Raises BackendError, TimeoutExpired.
+
+    What is wrong with a GPU's libraries may end that process, and only that.
+    """
+    command = [sys.executable, "-m", "percoedge", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+    print(done.stderr, flush=True)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        said = done.stderr.strip()[-_SHOWN:]
+        raise BackendError(
+            f"percoedge {arguments[0]} ended with {done.returncode}: {said}"
+        ) from None
+
+
 def gpu_backends(record: Record, bundle: Bundle) -> dict[str, Backend]:
-    """All that load every graph of the bundle here; the record says why the others do not.
+    """All that decode here, in a process of their own; the record says why the others do not.
 
     Raises Skipped when none does.
     """
@@ -64,8 +96,8 @@ def gpu_backends(record: Record, bundle: Bundle) -> dict[str, Backend]:
         if name == "onnxruntime-cpu":
             continue
         try:
-            working[name] = _opened(name, bundle)
-        except PercoedgeError as error:
+            working[name] = _tried(name, bundle)
+        except (PercoedgeError, subprocess.TimeoutExpired) as error:
             reasons[name] = str(error)
     record.put("backends", {"work": list(working), "do_not": reasons})
     if not working:
@@ -73,25 +105,24 @@ def gpu_backends(record: Record, bundle: Bundle) -> dict[str, Backend]:
     return working
 
 
-def _opened(name: str, bundle: Bundle) -> Backend:
-    """A backend that has loaded every graph; raises PercoedgeError."""
-    if name not in LIBRARIES:
-        backend: Any = OnnxRuntimeBackend(name)
+def _tried(name: str, bundle: Bundle) -> Backend:
+    """A backend that has every graph, and has decoded; raises PercoedgeError, TimeoutExpired."""
+    backend: Any
+    if name in LIBRARIES:
+        backend = TensorRtBackend(name)
+        for kind in (*bundle.kinds, *tiling_kinds(bundle.codec)):
+            backend.find(kind, graph_of(bundle, kind, backend.variant).sha256)
+    else:
+        backend = OnnxRuntimeBackend(name)
         if (reason := backend.missing()) is not None:
             raise BackendError(reason)
-    else:
-        find_library(name)
-        Gpu()
-        backend = TensorRtBackend(name)
-        try:
-            for kind in bundle.kinds:
-                backend.find(kind, bundle.graph(kind, backend.variant).sha256)
-        except BackendError:
-            build(name, bundle)
-    for kind in bundle.kinds:
-        backend.load(bundle.graph(kind, backend.variant)).close()
-    opened: Backend = backend
-    return opened
+    command = ["bench", "--bundle", str(bundle.path), "--backend", name, "--size", "512x512"]
+    command += ["--seconds", "0", "--warmup", "0", "--json", "--quiet"]
+    (case,) = percoedge(command, _TRIAL_S)["cases"]
+    if "error" in case:
+        raise BackendError(case["error"])
+    made: Backend = backend
+    return made
 
 
 def feeds_for(bundle: Bundle, graph: Graph, sizes: Mapping[str, int]) -> dict[str, NDArray[Any]]:

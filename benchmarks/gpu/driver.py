@@ -290,7 +290,8 @@ def _illegal_address() -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     print(done.stdout, done.stderr)
     said = sorted(set(done.stdout.splitlines()))
-    return {"code": done.returncode, "said": said, "one_error": len(said) == 1}
+    wrong = done.stderr.strip().splitlines()[-5:]  # what ended it, if it did not come to its end
+    return {"code": done.returncode, "said": said, "one_error": len(said) == 1, "wrong": wrong}
 
 
 def lose() -> None:
@@ -303,9 +304,9 @@ def lose() -> None:
     for call in calls:
         try:
             call()
-            print("nothing was raised")
+            print("nothing was raised", flush=True)
         except BackendError as error:
-            print(error)
+            print(error, flush=True)
     memory.free()
 
 

@@ -18,6 +18,7 @@ PARTS = {
     "device": ("hardware", "device"),
     "cuda": ("driver", "cuda"),
     "rtx": ("rtx", "rtx"),
+    "build": ("backends", "engine_files"),
     "onnxruntime": ("cuda_provider", "onnxruntime"),
     "torch": ("rivals", "torch"),
     "entropy": ("tiles", "entropy"),

@@ -27,9 +27,12 @@ def test_parts_without_a_gpu_are_skipped_and_packed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "results"
-    assert main(["cuda", "tests", "--out", str(out), "--commit", "abc"]) == 0
-    *lines, archive = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["cuda", "tests"]
+    assert main(["cuda", "tests", "build", "--out", str(out), "--commit", "abc"]) == 1
+    *lines, summary, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["cuda", "tests", "build"]
+    counted, _, archive = summary.partition("; all results: ")
+    assert counted == "0 done, 0 failed, 3 skipped of 3 parts"
+    assert last == "nothing was measured: see above what is missing"
     assert all("skipped: needs a GPU" in line for line in lines)
     with tarfile.open(archive) as tar:
         names = tar.getnames()
