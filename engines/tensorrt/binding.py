@@ -218,16 +218,21 @@ class Binding:
         """
         scratch = self._lane.scratch(self._scratch_bytes)
         if scratch is not self._scratch:
-            self._forget_graph()
-            self.context.set_device_memory(scratch.address, scratch.size_bytes)
-            self._scratch, self._runs_here = scratch, 0
-        settled = self._graph is not None if self._chances else self._runs_here >= _SETTLING_RUNS
+            settled = False
+        elif self._chances:
+            settled = self._graph is not None
+        else:
+            settled = self._runs_here >= _SETTLING_RUNS
         with contextlib.nullcontext() if settled else self._device.lock:
-            self._execute()
+            self._execute(scratch)
         self._ran = True
         self._runs_here += 1
 
-    def _execute(self) -> None:
+    def _execute(self, scratch: DeviceMemory) -> None:
+        if scratch is not self._scratch:
+            self._forget_graph()
+            self.context.set_device_memory(scratch.address, scratch.size_bytes)
+            self._scratch, self._runs_here = scratch, 0
         if self._graph is None and self._chances and self._ran:
             captured = self._gpu.capture(self._enqueue)
             if not isinstance(captured, str):

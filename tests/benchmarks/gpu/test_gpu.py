@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu.__main__ import main, pack, run_part
-from benchmarks.gpu.backends import differences, feeds_for
+from benchmarks.gpu.backends import differences, feeds_for, percoedge
 from benchmarks.gpu.programs import read_junit
 from benchmarks.gpu.record import Record, Skipped
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import check_tensors
+from percoedge.errors import BackendError
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,11 @@ def test_a_part_that_hangs_is_ended(tmp_path: Path) -> None:
     status = run_part("cuda", tmp_path, "tiny", None, 0.01)
     assert status.startswith("failed: was not done within 0 s")
     assert json.loads((tmp_path / "cuda.json").read_text())["status"].startswith("failed")
+
+
+def test_a_program_that_ends_without_a_result_is_an_error() -> None:
+    with pytest.raises(BackendError, match=r"percoedge bench ended with 2: .*unrecognized"):
+        percoedge(["bench", "--no-such-thing"], 60)
 
 
 def test_a_package_that_is_missing_is_named(
