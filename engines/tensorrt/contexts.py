@@ -55,8 +55,12 @@ class Contexts:
 
     def _tuned(self, context: Any, sizes: Mapping[str, int], stream: int) -> Any:
         """The context with the first of the plan's profiles that covers the sizes."""
+        if context is None:
+            return None
+        # Plans hold all details, for ``describe``; telling them to profilers slows every run down.
+        context.nvtx_verbosity = self._trt.ProfilingVerbosity.LAYER_NAMES_ONLY
         profiles = self._record.profile.tuned(self._record.request.each_batch)
-        if context is None or len(profiles) == 1:
+        if len(profiles) == 1:
             return context
         fitting = (number for number, one in enumerate(profiles) if one.covers(sizes))
         number = next(fitting, 0)  # shapes that none covers are refused later

@@ -50,7 +50,8 @@ class TensorRtEngine:
         self._check_interface(engine, trt.TensorIOMode.OUTPUT, self.outputs)
         # In this order: an engine that nobody closed lets go of its contexts first.
         self._bindings: dict[Lane, OrderedDict[object, Binding]] = {}
-        self._contexts: Contexts | None = Contexts(trt, engine, cache, record)
+        with device.lock:
+            self._contexts: Contexts | None = Contexts(trt, engine, cache, record)
         device.join(self)
 
     def run(self, feeds: Mapping[str, Buffer], *, on_device: bool = False) -> dict[str, Buffer]:

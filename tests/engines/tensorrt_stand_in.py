@@ -83,6 +83,7 @@ class StandInTensorRt:
             ILogger=ILogger,
             IProfiler=IProfiler,
             LayerInformationFormat=SimpleNamespace(JSON="json"),
+            ProfilingVerbosity=SimpleNamespace(LAYER_NAMES_ONLY="names"),
             Runtime=self._runtime,
             TensorIOMode=TensorIOMode,
             ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
@@ -201,6 +202,7 @@ class Context:
         self.needed = 0
         self.profiler: Any = None
         self.captures = False
+        self.nvtx_verbosity = "details"
         self.cache: Any = None
         self.runs = 0
         self.profile = 0
@@ -255,6 +257,7 @@ class Context:
         if owner.broken or len(self.addresses) != len(self.engine.specs):
             owner.complain("enqueue failed")
             return False
+        assert self.nvtx_verbosity == "names"
         owner.runs += 1
         self.runs += 1
         if self.runs == 1:

@@ -451,11 +451,12 @@ _NAMES = {
     "ICudaEngine": "create_execution_context num_io_tensors get_tensor_name get_tensor_mode "
     "get_tensor_dtype get_tensor_shape create_engine_inspector",
     "IExecutionContext": "set_input_shape get_tensor_shape set_tensor_address set_device_memory "
-    "update_device_memory_size_for_shapes execute_async_v3 profiler "
+    "update_device_memory_size_for_shapes execute_async_v3 profiler nvtx_verbosity "
     "set_optimization_profile_async",
     "IProfiler": "report_layer_time",
     "EngineInspector": "execution_context get_engine_information",
     "LayerInformationFormat": "JSON",
+    "ProfilingVerbosity": "LAYER_NAMES_ONLY DETAILED",
     "TensorIOMode": "INPUT OUTPUT",
     "DataType": "BOOL UINT8 INT8 INT32 INT64 HALF FLOAT",
     "ExecutionContextAllocationStrategy": "USER_MANAGED",
