@@ -96,8 +96,8 @@ def cuda(record: Record, options: Options) -> None:
         record.attempt("capture", _capture, gpu, kernel)
         record.attempt("capture_refused", _capture_refused, gpu, kernel)
     record.attempt("pool_threshold", _pool, gpu)
-    record.attempt("out_of_memory", _out_of_memory, gpu)
     record.attempt("illegal_address", _illegal_address)
+    record.attempt("out_of_memory", _out_of_memory, gpu)  # last: it may leave none to others
 
 
 def _allocate(gpu: Gpu) -> dict[str, Any]:
