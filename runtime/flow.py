@@ -23,7 +23,6 @@ from percoedge.runtime.tiling.tiles import (
     Tile,
     batch_parts,
     context_tiles,
-    even_tiles,
     overlapping_tiles,
     ramp,
 )
@@ -275,7 +274,6 @@ def _decode(
     pixels = np.empty((batch, height * codec.stride, width * codec.stride, 3), np.uint8)
     parts = [slice(number, number + 1) for number in range(len(pairs))]
     if engine.max_batch is not None:  # a device takes several, of one shape
-        pairs = even_tiles(pairs)
         area = batch * prod(pairs[0][0].shape) * codec.stride**2
         parts = batch_parts(len(pairs), area, engine.max_batch // batch)
     runs: deque[tuple[list[tuple[Tile, Tile]], Buffer]] = deque()

@@ -180,6 +180,8 @@ class OnnxRuntimeBackend:
         if threads is not None:
             options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # A plan of memory for each shape of feeds costs what it holds, and saves a CPU no time.
+        options.enable_mem_pattern = self.device != "cpu"
         options.add_session_config_entry("session.load_model_format", "ONNX")
         # Idle threads of one engine would otherwise spin while the next engine works.
         options.add_session_config_entry("session.force_spinning_stop", "1")

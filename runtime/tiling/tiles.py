@@ -5,8 +5,8 @@ All sizes are in cells of some grid; nothing here knows what they hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import lcm
 
 import numpy as np
@@ -19,7 +19,6 @@ __all__ = [
     "Tile",
     "batch_parts",
     "context_tiles",
-    "even_tiles",
     "grid_of",
     "grid_tiles",
     "overlapping_tiles",
@@ -35,7 +34,7 @@ largest batch, that of a device, it is 16 times as many.
 """
 
 _DEVICE = 16
-_SIDE_STEP = 4
+_SIDE_STEP = 2
 
 
 @dataclass(frozen=True)
@@ -100,37 +99,30 @@ def grid_tiles(height: int, width: int, side: int) -> list[Tile]:
 def context_tiles(
     height: int, width: int, side: int, margin: int | None
 ) -> list[tuple[Tile, Tile]]:
-    """Pairs (outer, inner): inner tiles side by side, outer ones with up to ``margin`` around them.
+    """Pairs (outer, inner): inner tiles side by side, outer ones with ``margin`` or more around.
 
-    A grid that fits into one outer tile is one pair of the whole, and so is any where ``margin`` is
-    None: what is not to be cut.
+    Outer tiles lie in the grid and are all of one shape, of at most ``side`` and two margins: they
+    go through a graph together, or one after another in the same memory. One pair of the whole
+    where ``margin`` is None: what is not to be cut.
     """
-    if margin is None or max(height, width) <= side + 2 * margin:
+    if margin is None:
         side, margin = max(height, width), 0
-    pairs = []
-    for inner in grid_tiles(height, width, side):
-        outer = Tile(
-            max(0, inner.top - margin),
-            min(height, inner.bottom + margin),
-            max(0, inner.left - margin),
-            min(width, inner.right + margin),
-        )
-        pairs.append((outer, inner))
-    return pairs
+    rows, columns = (_context_spans(length, side, margin) for length in (height, width))
+    return [
+        (Tile(*outer_rows, *outer_columns), Tile(*inner_rows, *inner_columns))
+        for outer_rows, inner_rows in rows
+        for outer_columns, inner_columns in columns
+    ]
 
 
-def even_tiles(pairs: Sequence[tuple[Tile, Tile]]) -> list[tuple[Tile, Tile]]:
-    """Such pairs with outer tiles all as large as the largest: those at the edges reach further in.
-
-    More context changes nothing inside, and tiles of one shape go through a graph together.
-    """
-    height, width = (max(outer.shape[axis] for outer, _ in pairs) for axis in (0, 1))
-    bottom, right = max(outer.bottom for outer, _ in pairs), max(outer.right for outer, _ in pairs)
-    even = []
-    for outer, inner in pairs:
-        top, left = min(outer.top, bottom - height), min(outer.left, right - width)
-        even.append((Tile(top, top + height, left, left + width), inner))
-    return even
+def _context_spans(
+    length: int, side: int, margin: int
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where outer and inner tiles begin and end along an axis; inner ones meet amid the overlap."""
+    outer, starts = overlapping_tiles(length, side + 2 * margin, 2 * margin)
+    meetings = [(before + outer + after) // 2 for before, after in pairwise(starts)]
+    inner = pairwise([0, *meetings, length])
+    return [((start, start + outer), span) for start, span in zip(starts, inner, strict=True)]
 
 
 def overlapping_tiles(

@@ -71,7 +71,7 @@ def seam(bundle: Bundle, tokens: NDArray[np.int32], steps: int, **changes: int) 
     The larger of rows and columns; 1 means that nothing marks where tiles meet.
     """
     one = msgspec.structs.replace(bundle.codec, **changes)
-    two = msgspec.structs.replace(one, flow_tile=32, decoder_tile=22)
+    two = msgspec.structs.replace(one, flow_tile=22, decoder_tile=22)
     difference = decode(bundle, tokens, one, steps).astype(np.float64)
     difference = (difference - decode(bundle, tokens, two, steps)).mean(axis=2)
     ratios = []
