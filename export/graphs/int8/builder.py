@@ -107,15 +107,21 @@ class Int8Graph:
     ) -> Weights:
         """The float tensor ``name``, which holds ``value``, as int8; ``axis``: of its outputs.
 
-        ``least``: the smallest scale that will do.
+        ``least``: the smallest scale that will do. Outputs are brought to the front to be rounded:
+        along another axis ONNX Runtime takes numbers one by one, and graphs are loaded slowly.
         """
         others = tuple(i for i in range(value.ndim) if i != axis)
         largest = np.abs(value).max(axis=others)
         scale = np.maximum(largest / WEIGHT_MAX, least).astype(np.float32)
         zeros = np.zeros(len(scale), np.int8)
+        order = [axis, *others]
+        if axis:
+            name = self.add("Transpose", name, perm=order)
         quantized = self.add(
-            "QuantizeLinear", name, self.constant(scale), self.constant(zeros), axis=axis
+            "QuantizeLinear", name, self.constant(scale), self.constant(zeros), axis=0
         )
+        if axis:
+            quantized = self.add("Transpose", quantized, perm=[int(i) for i in np.argsort(order)])
         return Weights(quantized, scale)
 
     def reorder(self, weights: Weights, order: NDArray[np.int64]) -> Weights:
