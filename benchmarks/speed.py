@@ -13,7 +13,8 @@ Ratios are those of the same round, with their quartiles. Besides:
     engines         times of single calls, and what is left of a decode for Python
     gflop           of "render", counted by PyTorch, and which share of the device's rate in one
                     large matrix product each side reaches with it
-    first image     from the start of a process, with its peak memory (--cold 0: left out)
+    commands        ``percoedge encode`` and ``decode`` from the start of a process to its end, with
+                    its peak memory, at the sizes of --command-sizes (--cold 0: left out)
 
 Engine files of TensorRT that are missing are built first.
 """
@@ -37,7 +38,7 @@ from PIL import Image
 
 from benchmarks.engine_calls import engine_times
 from benchmarks.environment import report
-from benchmarks.timing import process_cost, race, summary
+from benchmarks.timing import ProcessCost, process_cost, race, summary
 from benchmarks.torch_codec import TorchCodec
 from percoedge import Codec
 from percoedge.bundles import shipped_photo
@@ -209,20 +210,39 @@ class TorchSide:
         pass
 
 
-def first_image(data: bytes, bundle: str, backend: str, steps: int, rounds: int) -> dict[str, Any]:
-    """A fresh process decoding one file to PNG: wall time (median) and peak memory."""
+def commands(
+    photo: Image.Image, sizes: list[tuple[int, int]], bundle: str, backend: str, rounds: int
+) -> list[dict[str, Any]]:
+    """``percoedge encode`` and ``decode``, each a process for one file, at each size in pixels.
+
+    Medians of wall and processor time from start to end, and the largest peak of memory. The photo
+    is read from a JPEG file, and decoded to a PNG file in the bundle's number of steps.
+    """
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        stream = Path(folder, "photo.pco")
-        stream.write_bytes(data)
-        command = [sys.executable, "-m", "percoedge", "decode", str(stream), "--bundle", bundle]
-        command += ["--backend", backend, "--steps", str(steps), "-q"]
-        command += ["-o", str(stream.with_suffix(".png"))]
-        costs = [process_cost(command) for _ in range(rounds)]
-    return {
-        "backend": backend,
-        "seconds_to_first_image": round(statistics.median(c.wall_s for c in costs), 2),
-        "peak_memory_mib": round(max(c.peak_mib for c in costs)),
-    }
+        names = [str(Path(folder, name)) for name in ("photo.jpg", "photo.pco", "photo.png")]
+        common = ["--bundle", bundle, "--backend", backend, "-q"]
+        program = [sys.executable, "-m", "percoedge"]
+        for width, height in sizes:
+            photo.resize((width, height)).save(names[0], quality=90)
+            turns = {"encode": names[:2], "decode": names[1:]}
+            costs: dict[str, list[ProcessCost]] = {name: [] for name in turns}
+            for _ in range(rounds):
+                for name, files in turns.items():
+                    costs[name].append(process_cost([*program, name, *files, *common]))
+            rows += [
+                {
+                    "command": name,
+                    "backend": backend,
+                    "width": width,
+                    "height": height,
+                    "seconds": round(statistics.median(c.wall_s for c in found), 2),
+                    "processor_seconds": round(statistics.median(c.processor_s for c in found), 2),
+                    "peak_memory_mib": round(max(c.peak_mib for c in found)),
+                }
+                for name, found in costs.items()
+            ]
+    return rows
 
 
 def measure(
@@ -304,7 +324,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", default="1,4", help="step counts, separated by commas")
     parser.add_argument("--rounds", type=int, default=10, help="2 at least")
     parser.add_argument("--threads", type=int, default=usable_processors())
-    parser.add_argument("--cold", type=int, default=5, help="processes to start for a first image")
+    parser.add_argument("--cold", type=int, default=5, help="processes to start for each command")
+    parser.add_argument("--command-sizes", default="512x512", help="WIDTHxHEIGHT,... of commands")
     parser.add_argument("--bundle", default="tiny")
     parser.add_argument("--config", help="of PyTorch's side (default: the bundle's family)")
     parser.add_argument("--save", help="also write results/NAME.json")
@@ -345,7 +366,9 @@ def main() -> None:
         ours = next((side for side in sides.values() if isinstance(side, EngineSide)), None)
     if ours and ours.data and args.cold:
         backend = next(name for name in names if name not in TORCH)
-        results["first_image"] = first_image(ours.data, args.bundle, backend, steps[-1], args.cold)
+        sizes = [size.split("x") for size in args.command_sizes.split(",")]
+        pixels = [(int(width), int(height)) for width, height in sizes]
+        results["commands"] = commands(photo, pixels, args.bundle, backend, args.cold)
     settings = {name: getattr(args, name) for name in ("size", "threads", "rounds", "bundle")}
     if args.device == "cuda":
         settings["gpu"] = gpu()

@@ -38,7 +38,8 @@ def test_every_side_runs_every_race(
 ) -> None:
     sides = ["onnxruntime-cpu", "eager"]
     options = ["--device", "cpu", "--sides", ",".join(sides), "--size", "32"]
-    options += ["--steps", "1,2", "--rounds", "2", "--cold", "1", "--threads", "1"]
+    options += ["--steps", "1,2", "--rounds", "2", "--cold", "1", "--command-sizes", "48x32"]
+    options += ["--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["speed.py", *options])
     speed.main()
     found = json.loads(capsys.readouterr().out)
@@ -55,7 +56,8 @@ def test_every_side_runs_every_race(
     assert calls.keys() == {"entropy", "flow", "decoder"}
     one, two = (found["rates"][f"{n} steps"] for n in (1, 2))
     assert 0 < one["gflop"] < two["gflop"] and one["share_of_ceiling"].keys() == set(sides)
-    assert found["first_image"]["backend"] == "onnxruntime-cpu"
+    assert [row["command"] for row in found["commands"]] == ["encode", "decode"]
+    assert {(row["width"], row["height"]) for row in found["commands"]} == {(48, 32)}
 
 
 def test_pytorch_reads_what_it_wrote(pixels: np.ndarray) -> None:
