@@ -1,7 +1,7 @@
 """Rate, distortion and perception of a bundle on a folder of photos, through real files.
 
-    python -m benchmarks.quality DIR [--limit N] [--steps 1,4] [--passes 8] [--guidance 1]
-        [--rivals] [--also NAME=OUTPUTS] [--plot FILE] [--plane FILE] [--sheet FILE]
+    python -m benchmarks.quality DIR [--backend NAME] [--limit N] [--steps 1,4] [--passes 8]
+        [--guidance 1] [--rivals] [--also NAME=OUTPUTS] [--plot FILE] [--plane FILE] [--sheet FILE]
         [--images OUT] [--save NAME]
 
 Every photo is encoded to a file and decoded from it; the tokens that the file carries must be those
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         learned = Learned(args.learned)
         if args.plane and learned.lite2 is None:
             parser.error(f"--plane draws distances of features: {learned.why_no_lite2 or 'none'}")
-        with Codec.load(args.bundle) as codec:
+        with Codec.load(args.bundle, args.backend) as codec:
             taken = [
                 codec.bundle.name,
                 *(one.name for one in RIVALS),
@@ -213,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bundle", default="tiny")
+    parser.add_argument("--backend", default="auto")
     parser.add_argument("--limit", type=int, help="only the first so many photos")
     add = parser.add_argument
     add("--steps", type=_several(int), default=[1, 4], help="step counts, separated by commas")
