@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import json
 import statistics
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,15 +25,27 @@ class ProcessCost:
     peak_mib: float
 
 
+# A process counts the memory of the one that started it as its own peak, so a small one starts it.
+_STARTER = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+wall_s = time.perf_counter() - began
+with open(sys.argv[1], "w") as file:
+    json.dump([status, wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024], file)
+"""
+
+
 def process_cost(command: Sequence[str]) -> ProcessCost:
     """Run a command to its end; raises SystemExit when it fails."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    wall_s = time.perf_counter() - began
+    with tempfile.NamedTemporaryFile() as file:
+        starter = [sys.executable, "-S", "-E", "-c", _STARTER, file.name]
+        subprocess.run([*starter, *command], check=True)
+        status, *cost = json.load(file)
     if status:
         raise SystemExit(f"{' '.join(command)} failed with status {status}")
-    return ProcessCost(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return ProcessCost(*cost)
 
 
 def interleaved(functions: Mapping[str, Function], rounds: int) -> dict[str, list[float]]:
