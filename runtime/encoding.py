@@ -81,7 +81,10 @@ def tokens_from_pixels(engines: EngineSet, pixels: NDArray[np.uint8]) -> Tokens:
     tokens = np.empty(grid, np.int32)
     engines.require_memory("encoder", tokens.size * stride**2)
     with engines.use("encoder") as engine, engines.clock.timed("encoder"):
-        for outer, inner in context_tiles(*grid, constants.encoder_tile, constants.encoder_margin):
+        pairs = context_tiles(
+            *grid, constants.encoder_tile, constants.encoder_margin, engine.max_batch
+        )
+        for outer, inner in pairs:
             tile = pixels[outer.scaled(stride)]
             whole = (outer.shape[0] * stride, outer.shape[1] * stride, 3)
             missing = [(0, side - got) for side, got in zip(whole, tile.shape, strict=True)]

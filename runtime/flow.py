@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from percoedge.engines.contract import Buffer, Engine
 from percoedge.errors import BackendError
 from percoedge.runtime.tiling.device import Axis, DeviceTiling, cut_feeds
 from percoedge.runtime.tiling.tiles import (
+    SIDE_STEP,
     Tile,
     batch_parts,
     context_tiles,
@@ -100,7 +101,8 @@ def step_times(codec: CodecConstants, steps: int) -> list[tuple[float, float]]:
 
 def _tiles_along(side: int, codec: CodecConstants) -> tuple[int, list[int]]:
     """Side and first tokens of the overlapping tiles along one side of a grid."""
-    return overlapping_tiles(side, codec.flow_tile, codec.flow_overlap, codec.flow_multiple)
+    step = lcm(SIDE_STEP, codec.flow_multiple)
+    return overlapping_tiles(side, codec.flow_tile, codec.flow_overlap, step)
 
 
 def _axis(side: int, codec: CodecConstants) -> Axis:
@@ -268,7 +270,7 @@ def _decode(
     cells = codec.stride // codec.latent_stride if codec.latent_channels else 1
     batch, name = latent.shape[0], engine.inputs[0].name
     height, width = (side // cells for side in latent.shape[-2:])
-    pairs = context_tiles(height, width, codec.decoder_tile, codec.decoder_margin)
+    pairs = context_tiles(height, width, codec.decoder_tile, codec.decoder_margin, engine.max_batch)
     if len(pairs) == 1:
         return np.asarray(engine.run({name: latent})["image"])
     pixels = np.empty((batch, height * codec.stride, width * codec.stride, 3), np.uint8)

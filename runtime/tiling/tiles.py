@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from percoedge.engines.contract import Buffer
 
 __all__ = [
     "BATCH_PIXELS",
+    "SIDE_STEP",
     "Tile",
     "batch_parts",
     "context_tiles",
@@ -33,8 +33,10 @@ That is a CPU: it is no faster with more, only with many small images. Where an 
 largest batch, that of a device, it is 16 times as many.
 """
 
+SIDE_STEP = 4
+"""Cells of which sides of tiles are multiples, so that whatever runs them meets few shapes."""
+
 _DEVICE = 16
-_SIDE_STEP = 2
 
 
 @dataclass(frozen=True)
@@ -97,17 +99,19 @@ def grid_tiles(height: int, width: int, side: int) -> list[Tile]:
 
 
 def context_tiles(
-    height: int, width: int, side: int, margin: int | None
+    height: int, width: int, side: int, margin: int | None, max_batch: int | None = None
 ) -> list[tuple[Tile, Tile]]:
     """Pairs (outer, inner): inner tiles side by side, outer ones with ``margin`` or more around.
 
     Outer tiles lie in the grid and are all of one shape, of at most ``side`` and two margins: they
     go through a graph together, or one after another in the same memory. One pair of the whole
-    where ``margin`` is None: what is not to be cut.
+    where ``margin`` is None: what is not to be cut. ``max_batch``: the engine's; one that states
+    it, that of a device, makes ready for each shape, so that sides are multiples of `SIDE_STEP`.
     """
     if margin is None:
         side, margin = max(height, width), 0
-    rows, columns = (_context_spans(length, side, margin) for length in (height, width))
+    step = 1 if max_batch is None else SIDE_STEP
+    rows, columns = (_context_spans(length, side, margin, step) for length in (height, width))
     return [
         (Tile(*outer_rows, *outer_columns), Tile(*inner_rows, *inner_columns))
         for outer_rows, inner_rows in rows
@@ -116,29 +120,27 @@ def context_tiles(
 
 
 def _context_spans(
-    length: int, side: int, margin: int
+    length: int, side: int, margin: int, step: int
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Where outer and inner tiles begin and end along an axis; inner ones meet amid the overlap."""
-    outer, starts = overlapping_tiles(length, side + 2 * margin, 2 * margin)
+    outer, starts = overlapping_tiles(length, side + 2 * margin, 2 * margin, step)
     meetings = [(before + outer + after) // 2 for before, after in pairwise(starts)]
     inner = pairwise([0, *meetings, length])
     return [((start, start + outer), span) for start, span in zip(starts, inner, strict=True)]
 
 
 def overlapping_tiles(
-    length: int, most: int, overlap: int, multiple: int = 1
+    length: int, most: int, overlap: int, step: int = SIDE_STEP
 ) -> tuple[int, list[int]]:
     """Side and first cells of equal tiles that cover ``length`` and share ``overlap`` or more.
 
     They are the fewest of at most ``most`` cells, and no larger than so many need, up to a multiple
-    of `_SIDE_STEP`, so that whatever runs the tiles meets few shapes, and of ``multiple``, of which
-    ``length`` and ``most`` are multiples.
+    of ``step``.
     """
     if length <= most:
         return length, [0]
     count = -(-(length - overlap) // (most - overlap))
     needed = -(-(length + (count - 1) * overlap) // count)
-    step = lcm(_SIDE_STEP, multiple)
     side = min(most, -(-needed // step) * step)
     return side, [index * (length - side) // (count - 1) for index in range(count)]
 

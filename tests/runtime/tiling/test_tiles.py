@@ -39,12 +39,18 @@ def test_grid_tiles_are_in_raster_order_with_small_ones_last() -> None:
     ]
 
 
-@given(height=SIDES, width=SIDES, side=st.integers(1, 12), margin=st.integers(0, 4))
+@given(
+    height=SIDES,
+    width=SIDES,
+    side=st.integers(1, 12),
+    margin=st.integers(0, 4),
+    max_batch=st.sampled_from([None, 2]),
+)
 def test_context_tiles_cover_once_and_hold_their_margin(
-    height: int, width: int, side: int, margin: int
+    height: int, width: int, side: int, margin: int, max_batch: int | None
 ) -> None:
     covered = np.zeros((height, width), np.int32)
-    pairs = context_tiles(height, width, side, margin)
+    pairs = context_tiles(height, width, side, margin, max_batch)
     for outer, inner in pairs:
         covered[inner.slices] += 1
         assert 0 <= outer.top <= max(0, inner.top - margin)
@@ -72,7 +78,7 @@ def test_overlapping_tiles_cover_with_the_fewest_and_smallest(
     assert all(0 < step <= side - overlap for step in np.diff(starts))
     one_less = most + (len(starts) - 2) * (most - overlap)
     assert len(starts) == 1 or one_less < length
-    smaller = side - 2  # sides are even or the largest
+    smaller = side - 4  # sides are multiples of 4 or the largest
     assert len(starts) == 1 or len(starts) * (smaller - overlap) + overlap < length
 
 
