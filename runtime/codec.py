@@ -340,7 +340,10 @@ class Codec:
         return self._engines.max_batch
 
     def close(self) -> None:
-        """Free all engines; the codec may be used again and loads them anew."""
+        """Free all engines; the codec may be used again and loads them anew.
+
+        Calls of other threads go on to their end; the engines that they use are freed behind it.
+        """
         self._engines.close()
 
     def __enter__(self) -> Codec:

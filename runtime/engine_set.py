@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from percoedge.engines import memory
 from percoedge.engines.bundle import Bundle
@@ -13,6 +14,15 @@ from percoedge.engines.tiling import graph_of
 from percoedge.runtime.clock import Clock
 
 __all__ = ["EngineSet"]
+
+
+@dataclass
+class _Shared:
+    """An engine, how many use it now, and whether it stays in memory when none does."""
+
+    engine: Engine
+    users: int = 0
+    kept: bool = True
 
 
 class EngineSet:
@@ -26,7 +36,7 @@ class EngineSet:
         self.backend = backend
         self.low_memory = low_memory
         self.clock = Clock()
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, _Shared] = {}
         self._lock = threading.RLock()
 
     @contextlib.contextmanager
@@ -36,21 +46,27 @@ class EngineSet:
         Raises BundleError or BackendError when it cannot be loaded.
         """
         with self._lock:
-            engine = self._loaded(kind)
+            shared = self._loaded(kind)
+            shared.users += 1
             if self.low_memory:
                 try:
-                    yield engine
+                    yield shared.engine
                 finally:
-                    self._engines.pop(kind).close()
+                    self._engines.pop(kind, None)
+                    shared.kept = False
+                    self._leave(shared)
                 return
-        yield engine
+        try:
+            yield shared.engine
+        finally:
+            with self._lock:
+                self._leave(shared)
 
-    def _loaded(self, kind: str) -> Engine:
+    def _loaded(self, kind: str) -> _Shared:
         if kind not in self._engines:
             with self.clock.timed("load"):
-                self._engines[kind] = self.backend.load(
-                    graph_of(self.bundle, kind, self.backend.variant)
-                )
+                graph = graph_of(self.bundle, kind, self.backend.variant)
+                self._engines[kind] = _Shared(self.backend.load(graph))
         return self._engines[kind]
 
     @contextlib.contextmanager
@@ -80,7 +96,16 @@ class EngineSet:
             memory.require(pixels * pixel_bytes, purpose)
 
     def close(self) -> None:
-        """Free all engines; they are loaded anew when they are used again."""
+        """Free all engines, those in use after it; they are loaded anew when used again."""
         with self._lock:
             while self._engines:
-                self._engines.popitem()[1].close()
+                shared = self._engines.popitem()[1]
+                shared.kept = False
+                if not shared.users:
+                    shared.engine.close()
+
+    def _leave(self, shared: _Shared) -> None:
+        """End a use; the lock is held."""
+        shared.users -= 1
+        if not shared.users and not shared.kept:
+            shared.engine.close()

@@ -580,6 +580,21 @@ def test_a_closed_codec_loads_its_engines_anew(
     assert all(engine.closed for _, engine in backend.engines)
 
 
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_closing_spares_what_other_calls_use(
+    fake_bundle: Bundle, fakes: Any, low_memory: bool
+) -> None:
+    backend = fakes.backend()
+    codec = Codec.load(fake_bundle, backend, low_memory=low_memory)
+    stream = codec.encode(fakes.photo(20, 20))
+    images = codec.decode_progressive(stream)
+    first = next(images)
+    codec.close()
+    assert same([first, *images][-1].image, codec.decode(stream))
+    codec.close()
+    assert all(engine.closed for _, engine in backend.engines)
+
+
 class OneEngineBackend(FakeBackend):
     """Refuses to load an engine while another one is in memory."""
 
