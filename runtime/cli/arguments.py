@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import textwrap
+from collections.abc import Sequence
 from typing import NoReturn
 
 from percoedge.errors import UsageError
@@ -22,12 +25,29 @@ __all__ = [
 ]
 
 
+_ALIKE = 0.72  # --iters is like --iterations, and --bytes not like --steps
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that raises UsageError for wrong arguments, so that they read as other errors."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         raise UsageError(f"{message}; see '{self.prog} --help'")
+
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """Raise UsageError for arguments that are not taken; it says what may have been meant."""
+        message = "unrecognized arguments: " + textwrap.shorten(
+            " ".join(words), 80, placeholder=" ..."
+        )
+        shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+        known = [name for action in shown for name in action.option_strings]
+        near = difflib.get_close_matches(words[0].partition("=")[0], known, 1, _ALIKE)
+        if near:
+            message += f"; is {near[0]} meant?"
+        elif words[0][:1] != "-" and "--bundle" in known and all(a.option_strings for a in shown):
+            message += "; a bundle is named by --bundle"
+        self.error(message)
 
     def _print_message(self, message: str, file: object = None) -> None:
         """Print help or version; argparse would pass over a stdout that takes none."""

@@ -8,7 +8,6 @@ here, and not in these modules, so that --help and mistakes import none of what 
 from __future__ import annotations
 
 import argparse
-import textwrap
 from collections.abc import Sequence
 
 from percoedge import __version__
@@ -55,9 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace | None:
     if options.streams:
         _settle_output(options, others)
     if others:
-        command = f"percoedge {options.command[0]}"
-        named = textwrap.shorten(" ".join(others), 80, placeholder=" ...")
-        raise UsageError(f"unrecognized arguments: {named}; see '{command} --help'")
+        options.parser.refuse(others)
     return options
 
 
@@ -102,7 +99,8 @@ class _Commands:
             parents=[*parents, self._report],
             allow_abbrev=False,
         )
-        made.set_defaults(command=(self._module or name, function or name), streams=streams)
+        command = (self._module or name, function or name)
+        made.set_defaults(command=command, streams=streams, parser=made)
         return made
 
     def group(self, name: str, summary: str) -> _Commands:
@@ -135,7 +133,7 @@ def make_parser() -> Parser:
         commands.group("fleet", "decode or encode millions of files on Ray: needs percoedge[fleet]")
     )
     commands.add("doctor", "check this installation and say what works here")
-    _add_bundle_commands(commands.group("bundle", "check or pack a bundle of models"))
+    _add_bundle_commands(commands.group("bundle", "verify or zip a bundle of models"))
     return parser
 
 

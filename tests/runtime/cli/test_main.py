@@ -211,6 +211,11 @@ class TestUsage:
             (("info", "a.pco", "b.pco"), "unrecognized arguments: b.pco"),
             (("encode", "a.png", *["--caption"], *["word"] * 999), "word ...; see"),
             (("demo", "a.png", "b.png"), "unrecognized arguments: b.png"),
+            (("bench", "tiny"), "arguments: tiny; a bundle is named by --bundle; see"),
+            (("bench", "--stream", "2"), "is --streams meant?"),
+            (("decode", "a.pco", "--step=2"), "is --steps meant?"),
+            (("decode", "a.pco", "--bytes", "9"), "--bytes 9; see"),
+            (("bench", "--reports"), "--reports; see"),
         ],
     )
     def test_arguments(self, run: Run, arguments: tuple[str, ...], words: str) -> None:
