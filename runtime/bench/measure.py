@@ -101,9 +101,9 @@ def measure_on(
         if limits.layers:
             _once(codec, probe, case, stream, schedule)
     cuda_graphs = _cuda_graphs(backend)
-    encode_rows: list[dict[str, float]] = []
+    encode_latencies, encode_rows = list[float](), list[dict[str, float]]()
     with contextlib.suppress(EngineError):  # boards that only decode have no engine file of it
-        encode_rows = _encode_times(bundle, probe, case, limits, schedule)
+        encode_latencies, encode_rows = _encode_times(bundle, probe, case, limits, schedule)
     alone = graphs_alone(bundle, backend, probe.feeds) if limits.layers else None
     images = case.batch * (len(latencies) + lanes.done_between(began, ended))
     seconds = ended - began
@@ -121,7 +121,7 @@ def measure_on(
         "latency_ms": _summary(latencies),
         "images_per_s": round(images / seconds, 4),
         "stages_ms": medians,
-        "encode_ms": _summary([row["latency"] for row in encode_rows]) if encode_rows else None,
+        "encode_ms": _summary(encode_latencies) if encode_rows else None,
         "encode_stages_ms": _medians(encode_rows) if encode_rows else None,
         "device_ms": device_ms,
         "cuda_graphs": cuda_graphs,
@@ -176,9 +176,13 @@ def _once(
 
 def _encode_times(
     bundle: Bundle, backend: Backend, case: Case, limits: Limits, schedule: str
-) -> list[dict[str, float]]:
-    """Milliseconds of encoding one photo from pixels in memory, and of its stages, row by row."""
+) -> tuple[list[float], list[dict[str, float]]]:
+    """Milliseconds of encoding one photo from pixels in memory, and its stages, which sum up to it.
+
+    One of each for every run.
+    """
     photo = _photo(case)
+    latencies: list[float] = []
     rows: list[dict[str, float]] = []
     with Codec(bundle, backend, low_memory=case.low_memory) as codec:
         codec.encode(photo, schedule=schedule, max_pixels=MAX_SIDE**2)
@@ -188,9 +192,10 @@ def _encode_times(
         ):
             began = time.perf_counter()
             codec.encode(photo, schedule=schedule, max_pixels=MAX_SIDE**2)
-            latency_ms = (time.perf_counter() - began) * 1000
-            rows.append({**codec.timings_ms, "latency": latency_ms})
-    return rows
+            latencies.append((time.perf_counter() - began) * 1000)
+            stages = codec.timings_ms
+            rows.append({**stages, "other": latencies[-1] - sum(stages.values())})
+    return latencies, rows
 
 
 def _device_times(backend: Backend, decode: Callable[[], float]) -> dict[str, float] | None:

@@ -217,7 +217,9 @@ def csv_text(outcomes: Sequence[Outcome], machine: Mapping[str, Any]) -> str:
                     row |= {f"{kind}: {part}": n for part, n in graph.items() if part != "graph"}
             elif not isinstance(value, list):
                 row[name] = value
-        row |= {name: value for name, value in machine.items() if not isinstance(value, dict)}
+        row |= {n: value for n, value in machine.items() if n not in ("gpu", "versions")}
+        gpu = machine["gpu"] or {"name": None}  # "gpu: ..." is its state during the decodes
+        row |= {f"gpu of the machine: {part}": value for part, value in gpu.items()}
         row |= {f"version of {name}": text for name, text in machine["versions"].items()}
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)

@@ -42,6 +42,11 @@ def bench(options: Namespace, console: Console) -> int:
             f"expected no --report: charts are drawn where matplotlib is; run percoedge bench "
             f"--json > bench.json, then python -m benchmarks.report bench.json -o {options.report}"
         )
+    if options.layers and options.format == "csv" and not options.json:
+        raise UsageError(
+            "expected --format table or markdown, or --json, with --layers; got csv, which has one "
+            "row for each case and no place for layers"
+        )
     cases = cases_from_options(options)
     limits = _limits(options)
     if options.export_times is not None:
@@ -133,18 +138,22 @@ def _described(machine: dict[str, Any]) -> list[str]:
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:
-    case = dataclasses.asdict(outcome.case)
-    case["threads"] = outcome.case.threads or "auto"
+    case = _written(outcome.case)
     if outcome.result is None:
         return {"case": case, "error": outcome.error}
     result = {name: value for name, value in outcome.result.items() if name != "times"}
     return {"case": case, **result}
 
 
+def _written(case: Case) -> dict[str, Any]:
+    """A case as every output names it."""
+    return {**dataclasses.asdict(case), "threads": case.threads or "auto"}
+
+
 def _times(outcomes: Sequence[Outcome]) -> str:
     """Every iteration of every case, as JSON."""
     cases = [
-        {"case": dataclasses.asdict(outcome.case), "times": outcome.result["times"]}
+        {"case": _written(outcome.case), "times": outcome.result["times"]}
         for outcome in outcomes
         if outcome.result is not None
     ]

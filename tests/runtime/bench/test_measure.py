@@ -131,4 +131,5 @@ def test_encoding_is_measured_too(fake_bundle: Bundle, measured: Any) -> None:
     result = measured(fake_bundle)
     assert 0 < result["encode_ms"]["p50"] <= result["encode_ms"]["p99"]
     stages = result["encode_stages_ms"]
-    assert {"encoder", "entropy coding"} < stages.keys()
+    assert {"encoder", "entropy coding", "other"} < stages.keys()
+    assert "latency" not in stages

@@ -63,6 +63,19 @@ def test_what_the_gpu_did_where_it_tells(outcomes: list[Outcome]) -> None:
     assert (first["device_ms"], second["device_ms: compute flow"]) == (UNKNOWN, "3.0")
 
 
+def test_csv_tells_the_gpu_from_its_state(outcomes: list[Outcome]) -> None:
+    on_gpu = Outcome(outcomes[0].case, {**(outcomes[0].result or {}), "gpu": {"watts": 300.5}})
+    described = {**machine.describe(), "gpu": {"name": "an NVIDIA GPU", "driver": "600.1"}}
+    (row,) = csv.DictReader(io.StringIO(csv_text([on_gpu], described)))
+    assert (row["gpu of the machine: name"], row["gpu of the machine: driver"]) == (
+        "an NVIDIA GPU",
+        "600.1",
+    )
+    assert row["gpu: watts"] == "300.5"
+    (row,) = csv.DictReader(io.StringIO(csv_text(outcomes[:1], {**described, "gpu": None})))
+    assert row["gpu of the machine: name"] == UNKNOWN
+
+
 def test_csv_holds_every_figure_and_failures(outcomes: list[Outcome]) -> None:
     rows = list(csv.DictReader(io.StringIO(csv_text(outcomes, machine.describe()))))
     assert [row["batch"] for row in rows] == ["1", "2", "2"]

@@ -45,6 +45,7 @@ def test_a_matrix_on_the_real_bundle(run: Callable[..., tuple[int, str, str]]) -
     assert "tensorrt" in bad["error"]
     times = json.loads(Path("times.json").read_text())["cases"]
     assert [len(case["times"]) for case in times] == [2]
+    assert times[0]["case"] == good["case"]
 
 
 @pytest.mark.slow
@@ -90,6 +91,8 @@ def test_when_nothing_is_measured(run: Callable[..., tuple[int, str, str]]) -> N
 def test_mistakes_cost_no_time(run: Callable[..., tuple[int, str, str]]) -> None:
     assert run("--bundle", "nowhere")[0] == 4
     assert run("--seconds", "-1")[0] == 2
+    code, _, err = run("--layers", "--format", "csv")
+    assert (code, "no place for layers" in err) == (2, True)
     assert run("--export-times", "missing/times.json")[0] == 5
 
 
