@@ -19,7 +19,7 @@ from typing import Any
 from percoedge.arguments import expect_int
 from percoedge.errors import UsageError
 
-__all__ = ["expect_workers", "most_workers", "usable_processors"]
+__all__ = ["expect_workers", "most_workers", "shared_threads", "usable_processors"]
 
 _GROUPS = "sys/fs/cgroup"
 _MOST_PER_PROCESSOR = 8
@@ -35,6 +35,14 @@ def usable_processors(root: Path = Path("/")) -> int:
         usable = len(os.sched_getaffinity(0))
     shares = [-(-quota // period) for quota, period in _quotas(root)]
     return max(1, min([usable, *shares]))
+
+
+def shared_threads(callers: int) -> int:
+    """Threads of an engine that so many callers share: as many as make up the processors.
+
+    An engine's threads are that of the caller and others, which all callers share.
+    """
+    return max(1, usable_processors() - callers + 1)
 
 
 def most_workers() -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from percoedge.bitstream.container import Stream, unpack
 from percoedge.bitstream.schedules import SCHEDULES, pass_count
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.processors import usable_processors
+from percoedge.engines.processors import shared_threads, usable_processors
 from percoedge.engines.selection import runs_on_gpu, select
 from percoedge.errors import BundleMismatchError, PercoedgeError
 from percoedge.runtime.codec import DEFAULT_MAX_PIXELS
@@ -49,10 +49,9 @@ class Service:
         in_process = on_gpu if settings.in_process is None else settings.in_process
         count = settings.lanes or (_GPU_LANES if on_gpu else min(processors, _MAX_LANES))
         self.settings = replace(settings, lanes=count, in_process=in_process)
-        # Engines that lanes share have the threads of all callers and some of their own.
-        share = processors - count + 1 if in_process else processors // count
+        share = shared_threads(count) if in_process else max(1, processors // count)
         shared = SharedWorker() if in_process else None
-        threads = settings.threads or max(1, share)
+        threads = settings.threads or share
         self.lanes = [Lane(self.settings, threads, shared) for _ in range(count)]
         self.dispatcher = Dispatcher(
             self.lanes,

@@ -22,7 +22,7 @@ _MAX_BATCH = 1024
 
 @dataclass(frozen=True)
 class Case:
-    """What is decoded and how. ``threads`` None: as many as the backend takes by itself.
+    """What is decoded and how. ``threads`` None: as many as the library takes by itself.
 
     ``streams``: how many such decodes run at the same time.
     """

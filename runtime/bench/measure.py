@@ -22,6 +22,7 @@ from percoedge.bitstream.container import MAX_SIDE, unpack
 from percoedge.bundles import shipped_photo
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend
+from percoedge.engines.processors import shared_threads
 from percoedge.engines.selection import runs_on_gpu, select
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import ENQUEUE
@@ -54,7 +55,10 @@ def encode_photo(case: Case) -> bytes:
 def measure(case: Case, limits: Limits, stream: bytes) -> dict[str, Any]:
     """Measure a case in this process. Raises what opening and decoding raise."""
     bundle = Bundle.open(case.bundle)
-    backend = select(case.backend, bundle=bundle, threads=case.threads)
+    threads = case.threads
+    if threads is None and case.streams > 1:  # as ``decode FOLDER`` does
+        threads = shared_threads(case.streams)
+    backend = select(case.backend, bundle=bundle, threads=threads)
     return measure_on(bundle, backend, case, limits, stream)
 
 

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from percoedge.engines import processors
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
-from percoedge.engines.processors import expect_workers, most_workers, usable_processors
+from percoedge.engines.processors import (
+    expect_workers,
+    most_workers,
+    shared_threads,
+    usable_processors,
+)
 from percoedge.errors import UsageError
 
 SEEN = 64  # processors that the process may run on
@@ -117,6 +123,13 @@ def test_more_than_a_few_for_each_processor_are_refused() -> None:
         expect_workers("threads", most + 1)
     with pytest.raises(UsageError):
         OnnxRuntimeBackend(threads=most + 1)
+
+
+def test_callers_and_the_threads_that_they_share_make_up_the_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processors, "usable_processors", lambda: 6)
+    assert [shared_threads(callers) for callers in (1, 4, 6, 20)] == [6, 3, 1, 1]
 
 
 def test_this_machine() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from percoedge.engines.bundle import Bundle
-from percoedge.engines.processors import expect_workers, usable_processors
+from percoedge.engines.processors import expect_workers, shared_threads, usable_processors
 from percoedge.engines.selection import select
 from percoedge.errors import InputError, UsageError
 from percoedge.runtime.cli.console import Console, say_error
@@ -266,17 +266,13 @@ def _division(options: Namespace) -> tuple[int, int | None]:
     """How many images at a time, and threads of the backend.
 
     Where nothing is asked for, one image for each processor, up to a few to save memory: two
-    threads on two images wait for each other less than two on one image. A backend's threads are
-    those of the caller and others that all callers share: as many of these as make up the
-    processors.
+    threads on two images wait for each other less than two on one image.
     """
-    usable = usable_processors()
     jobs = options.jobs
     if jobs is None:
-        jobs = 1 if options.low_memory else min(usable, _MAX_JOBS)
+        jobs = 1 if options.low_memory else min(usable_processors(), _MAX_JOBS)
     expect_workers("jobs", jobs)
-    threads = options.threads or max(1, usable - jobs + 1)
-    return jobs, threads
+    return jobs, options.threads or shared_threads(jobs)
 
 
 def _lines(record: Mapping[str, Any], work: FolderWork) -> list[str]:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from percoedge.engines import processors
 from percoedge.engines.bundle import Bundle
 from percoedge.errors import BackendError
 from percoedge.runtime import clock
+from percoedge.runtime.bench import measure
 from percoedge.runtime.bench.case import Case, Limits
 from percoedge.runtime.bench.measure import measure_on
 from percoedge.runtime.codec import Codec
@@ -133,3 +135,22 @@ def test_encoding_is_measured_too(fake_bundle: Bundle, measured: Any) -> None:
     stages = result["encode_stages_ms"]
     assert {"encoder", "entropy coding", "other"} < stages.keys()
     assert "latency" not in stages
+
+
+@pytest.mark.parametrize(
+    ("streams", "threads", "chosen"), [(1, None, None), (2, None, 1), (2, 5, 5)]
+)
+def test_streams_share_the_processors(
+    monkeypatch: pytest.MonkeyPatch, streams: int, threads: int | None, chosen: int | None
+) -> None:
+    asked: list[int | None] = []
+
+    def select(name: str, *, bundle: Bundle, threads: int | None) -> None:
+        asked.append(threads)
+        raise BackendError("seen")
+
+    monkeypatch.setattr(measure, "select", select)
+    monkeypatch.setattr(processors, "usable_processors", lambda: 2)
+    with pytest.raises(BackendError, match="seen"):
+        measure.measure(Case("tiny", "auto", 30, 20, 1, 1, threads, streams=streams), Limits(), b"")
+    assert asked == [chosen]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from percoedge.engines import processors
 from percoedge.engines.contract import Graph
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
 from percoedge.runtime.cli.folder import work as folder
@@ -138,13 +139,14 @@ def test_a_gpu_takes_images_of_one_size_together(
 
 
 @pytest.mark.parametrize(
-    ("processors", "asked", "jobs", "threads"),
+    ("usable", "asked", "jobs", "threads"),
     [(2, "", 2, 1), (6, "", 4, 3), (4, "--jobs 1", 1, 4), (2, "--jobs 3", 3, 1)],
 )
 def test_images_at_a_time_and_the_threads_they_share_make_up_the_processors(
-    run: Run, monkeypatch: pytest.MonkeyPatch, processors: int, asked: str, jobs: int, threads: int
+    run: Run, monkeypatch: pytest.MonkeyPatch, usable: int, asked: str, jobs: int, threads: int
 ) -> None:
-    monkeypatch.setattr(folder, "usable_processors", lambda: processors)
+    for module in (folder, processors):
+        monkeypatch.setattr(module, "usable_processors", lambda: usable)
     record = run("--out", "out", *asked.split())[1]
     assert (record["jobs"], record["threads"]) == (jobs, threads)
 
