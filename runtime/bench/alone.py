@@ -31,7 +31,7 @@ def graphs_alone(
     bundle: Bundle,
     backend: Backend,
     feeds_of: Mapping[str, Mapping[str, Buffer]],
-    seconds: float = 0.5,
+    seconds: float,
 ) -> list[dict[str, Any]]:
     """A record for each kind of graph in ``feeds_of``, measured for about so many seconds.
 

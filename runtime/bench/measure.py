@@ -42,6 +42,7 @@ __all__ = ["encode_photo", "measure", "measure_on"]
 _WRITE = "write png"
 _TRACED_DECODES = 10
 _LEAST_ENCODES = 3
+_MOST_SECONDS_ALONE = 0.5  # for a graph by itself
 
 
 def encode_photo(case: Case) -> bytes:
@@ -108,7 +109,10 @@ def measure_on(
     encode_latencies, encode_rows = list[float](), list[dict[str, float]]()
     with contextlib.suppress(EngineError):  # boards that only decode have no engine file of it
         encode_latencies, encode_rows = _encode_times(bundle, probe, case, limits, schedule)
-    alone = graphs_alone(bundle, backend, probe.feeds) if limits.layers else None
+    alone = None
+    if limits.layers:
+        most = min(limits.seconds, _MOST_SECONDS_ALONE)
+        alone = graphs_alone(bundle, backend, probe.feeds, most)
     images = case.batch * (len(latencies) + lanes.done_between(began, ended))
     seconds = ended - began
     if case.streams == 1:
