@@ -39,7 +39,12 @@ from percoedge.export.graphs.costs import with_costs
 from percoedge.export.graphs.int8.graphs import with_int8
 from percoedge.export.graphs.modules import DTYPES, graph_plans
 from percoedge.export.graphs.onnx_files import round_weights
-from percoedge.export.graphs.writing import write_bundle, write_entropy, write_graphs
+from percoedge.export.graphs.writing import (
+    write_bundle,
+    write_entropy,
+    write_graphs,
+    write_tokenizers,
+)
 from percoedge.export.models.cod_lite import source as cod_lite
 from percoedge.export.models.exportable import FamilySource
 from percoedge.export.models.mim import integer_mim
@@ -83,10 +88,7 @@ def export_bundle(
         graphs = with_int8(graphs, family, config, out)
     model = integer_mim(family.mim)
     graphs["entropy"] = write_entropy(model, out, variants)
-    tokenizer_files = {}
-    for tower, text in tokenizers.items():
-        tokenizer_files[f"text_{tower}"] = f"text_{tower}.tokenizer.json"
-        (out / tokenizer_files[f"text_{tower}"]).write_text(text, "utf-8")
+    of_graphs = {f"text_{tower}": text for tower, text in tokenizers.items()}
     bundle = write_manifest(
         out,
         name=name,
@@ -96,7 +98,7 @@ def export_bundle(
         graphs=graphs,
         licence=licence,
         provenance={**(provenance or {}), **({"margins": notes} if notes else {})},
-        tokenizers=tokenizer_files,
+        tokenizers=write_tokenizers(of_graphs, out),
     )
     return with_costs(bundle, config)
 

@@ -18,11 +18,10 @@ __all__ = ["EngineSet"]
 
 @dataclass
 class _Shared:
-    """An engine, how many use it now, and whether it stays in memory when none does."""
+    """An engine, and how many use it now."""
 
     engine: Engine
     users: int = 0
-    kept: bool = True
 
 
 class EngineSet:
@@ -45,22 +44,19 @@ class EngineSet:
 
         Raises BundleError or BackendError when it cannot be loaded.
         """
-        with self._lock:
-            shared = self._loaded(kind)
-            shared.users += 1
-            if self.low_memory:
-                try:
-                    yield shared.engine
-                finally:
-                    self._engines.pop(kind, None)
-                    shared.kept = False
-                    self._leave(shared)
-                return
-        try:
-            yield shared.engine
-        finally:
+        with self._lock if self.low_memory else contextlib.nullcontext():
             with self._lock:
-                self._leave(shared)
+                shared = self._loaded(kind)
+                shared.users += 1
+            try:
+                yield shared.engine
+            finally:
+                with self._lock:
+                    shared.users -= 1
+                    if self.low_memory:
+                        self._engines.pop(kind, None)
+                    if not shared.users and self._engines.get(kind) is not shared:
+                        shared.engine.close()
 
     def _loaded(self, kind: str) -> _Shared:
         if kind not in self._engines:
@@ -100,12 +96,5 @@ class EngineSet:
         with self._lock:
             while self._engines:
                 shared = self._engines.popitem()[1]
-                shared.kept = False
                 if not shared.users:
                     shared.engine.close()
-
-    def _leave(self, shared: _Shared) -> None:
-        """End a use; the lock is held."""
-        shared.users -= 1
-        if not shared.users and not shared.kept:
-            shared.engine.close()

@@ -15,7 +15,7 @@ from benchmarks.gpu.record import Options, Record, Skipped
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Graph, TensorSpec, split_axis
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
-from percoedge.engines.selection import BACKENDS
+from percoedge.engines.selection import BACKENDS, runs_on_gpu
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 from percoedge.engines.tensorrt.cuda import Gpu
 from percoedge.engines.tensorrt.library import LIBRARIES, find_library
@@ -93,7 +93,7 @@ def gpu_backends(record: Record, bundle: Bundle) -> dict[str, Backend]:
     working: dict[str, Backend] = {}
     reasons = {}
     for name in BACKENDS:
-        if name == "onnxruntime-cpu":
+        if not runs_on_gpu(name):
             continue
         try:
             working[name] = _tried(name, bundle)

@@ -19,6 +19,7 @@ from percoedge.bitstream.schedules import passes
 from percoedge.engines.bundle import Bundle
 from percoedge.engines.contract import Backend, Engine
 from percoedge.engines.onnxruntime.backend import OnnxRuntimeBackend
+from percoedge.engines.selection import runs_on_gpu
 from percoedge.engines.tensorrt.backend import TensorRtBackend
 
 _COUNTS = (1, 4, 8, 16, 32)
@@ -47,7 +48,7 @@ def _measure(bundle: Bundle, backend: Backend) -> dict[str, Any]:
     with backend.load(graph) as engine:
         one = feeds_for(bundle, graph, {"n": 1, "h": side, "w": side, "p": positions})
         wanted = np.asarray(engine.run(one)["weights"])
-        for count in _COUNTS if backend.name != "onnxruntime-cpu" else (1, 4):
+        for count in _COUNTS if runs_on_gpu(backend.name) else (1, 4):
             feeds = {**one, "tokens": np.repeat(one["tokens"], count, axis=0)}
             try:
                 got = np.asarray(engine.run(feeds)["weights"])

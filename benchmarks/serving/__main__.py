@@ -30,7 +30,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from benchmarks.serving.soak import soak
 from benchmarks.timing import summary
 from percoedge import Codec
 from percoedge.engines.processors import usable_processors
-from percoedge.runtime.images import write_image
+from percoedge.runtime.images import image_bytes
 
 
 def folder_per_s(streams: Sequence[bytes], count: int, *command: str) -> float:
@@ -98,7 +97,7 @@ def one_client(
         for number in range(count + 4):
             data = streams[number % len(streams)]
             began = time.perf_counter()
-            write_image(codec.decode(data), BytesIO(), "PNG")
+            image_bytes(codec.decode(data), "PNG")
             between = time.perf_counter()
             assert client.post("/v1/decode", data) == 200
             ended = time.perf_counter()

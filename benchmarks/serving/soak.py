@@ -6,13 +6,12 @@ import random
 import threading
 import time
 from collections import Counter
-from io import BytesIO
 from typing import Any
 
 from benchmarks.serving.images import photos
 from benchmarks.serving.load import STREAM, Client, Server, in_threads
 from percoedge import Codec
-from percoedge.runtime.images import write_image
+from percoedge.runtime.images import image_bytes
 
 __all__ = ["soak"]
 
@@ -21,8 +20,7 @@ def soak(server: Server, count: int, limit_s: float) -> dict[str, Any]:
     """Mixed requests of 4 clients; whatever is not answered as expected has failed."""
     with Codec.load("tiny", threads=1) as codec:
         streams = [codec.encode(photo) for size in (64, 128, 256) for photo in photos(size)[:3]]
-    image = BytesIO()
-    write_image(photos(128)[0], image, "PNG")
+    image = image_bytes(photos(128)[0], "PNG")
     kinds: list[tuple[str, str, int]] = [
         *[("/v1/decode", STREAM, 200)] * 6,
         ("/v1/decode?format=webp&steps=1", STREAM, 200),
@@ -40,7 +38,7 @@ def soak(server: Server, count: int, limit_s: float) -> dict[str, Any]:
         client = Client(server.port)
         while (number := next(left, None)) is not None and time.monotonic() < end:
             (path, kind, expected), data = plan[number]
-            body = image.getvalue() if kind == "image/png" else data if kind else data[:-4]
+            body = image if kind == "image/png" else data if kind else data[:-4]
             status = client.post(path, body, kind or STREAM)
             with lock:
                 if status != expected:

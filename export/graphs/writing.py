@@ -82,6 +82,14 @@ def write_entropy(model: IntegerMim, out: Path, variants: Sequence[str]) -> Grap
     return GraphFiles((tokens, positions), (frequencies,), files)
 
 
+def write_tokenizers(texts: Mapping[str, str], out: Path) -> dict[str, str]:
+    """Write tokenizers (JSON, by their text graph); names of their files, by the same."""
+    files = {kind: f"{kind}.tokenizer.json" for kind in texts}
+    for kind, text in texts.items():
+        (out / files[kind]).write_text(text, "utf-8")
+    return files
+
+
 def write_bundle(
     codec: Exportable,
     out: Path,
@@ -100,9 +108,6 @@ def write_bundle(
     size = codec.codec.codebook_size
     graphs = write_graphs(codec.module, codec.plans, size, out, variants, rounded=rounded)
     graphs, psnr_db = with_int8_linear(graphs, codec.module, codec.plans, size, out)
-    tokenizers = {kind: f"{kind}.tokenizer.json" for kind in codec.tokenizers}
-    for kind, text in codec.tokenizers.items():
-        (out / tokenizers[kind]).write_text(text, "utf-8")
     bundle = write_manifest(
         out,
         name=name or codec.name,
@@ -112,6 +117,6 @@ def write_bundle(
         graphs=graphs,
         licence=codec.licence,
         provenance={**codec.provenance, **({"int8_psnr_db": psnr_db} if psnr_db else {})},
-        tokenizers=tokenizers,
+        tokenizers=write_tokenizers(codec.tokenizers, out),
     )
     return with_costs_of(bundle, plans=codec.plans, module=codec.module)

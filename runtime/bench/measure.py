@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ from percoedge.runtime.bench.meters import GpuWatch, find_meter, peak_host_bytes
 from percoedge.runtime.bench.probe import Call, Probe, stages_of
 from percoedge.runtime.bench.rates import graph_runs
 from percoedge.runtime.codec import Codec
-from percoedge.runtime.images import write_image
+from percoedge.runtime.images import image_bytes
 
 __all__ = ["encode_photo", "measure", "measure_on"]
 
@@ -106,9 +105,9 @@ def measure_on(
         if limits.layers:
             _once(codec, probe, case, stream, schedule)
     cuda_graphs = _cuda_graphs(backend)
-    encode_latencies, encode_rows = list[float](), list[dict[str, float]]()
+    encode_rows: list[dict[str, float]] = []
     with contextlib.suppress(EngineError):  # boards that only decode have no engine file of it
-        encode_latencies, encode_rows = _encode_times(bundle, probe, case, limits, schedule)
+        encode_rows = _encode_times(bundle, probe, case, limits, schedule)
     alone = None
     if limits.layers:
         most = min(limits.seconds, _MOST_SECONDS_ALONE)
@@ -129,7 +128,7 @@ def measure_on(
         "latency_ms": _summary(latencies),
         "images_per_s": round(images / seconds, 4),
         "stages_ms": medians,
-        "encode_ms": _summary(encode_latencies) if encode_rows else None,
+        "encode_ms": _summary([sum(row.values()) for row in encode_rows]) if encode_rows else None,
         "encode_stages_ms": _medians(encode_rows) if encode_rows else None,
         "device_ms": device_ms,
         "cuda_graphs": cuda_graphs,
@@ -177,20 +176,19 @@ def _once(
     if case.streams == 1:
         began = time.perf_counter()
         for image in images:
-            write_image(np.asarray(image), io.BytesIO(), "PNG")
+            image_bytes(np.asarray(image), "PNG")
         stages[_WRITE] = (time.perf_counter() - began) * 1000
     return latency_ms, stages, calls
 
 
 def _encode_times(
     bundle: Bundle, backend: Backend, case: Case, limits: Limits, schedule: str
-) -> tuple[list[float], list[dict[str, float]]]:
-    """Milliseconds of encoding one photo from pixels in memory, and its stages, which sum up to it.
+) -> list[dict[str, float]]:
+    """Milliseconds of the stages of encoding one photo from pixels in memory, run by run.
 
-    One of each for every run.
+    They sum up to what it takes.
     """
     photo = _photo(case)
-    latencies: list[float] = []
     rows: list[dict[str, float]] = []
     with Codec(bundle, backend, low_memory=case.low_memory) as codec:
         codec.encode(photo, schedule=schedule, max_pixels=MAX_SIDE**2)
@@ -200,10 +198,10 @@ def _encode_times(
         ):
             began = time.perf_counter()
             codec.encode(photo, schedule=schedule, max_pixels=MAX_SIDE**2)
-            latencies.append((time.perf_counter() - began) * 1000)
+            latency_ms = (time.perf_counter() - began) * 1000
             stages = codec.timings_ms
-            rows.append({**stages, "other": latencies[-1] - sum(stages.values())})
-    return latencies, rows
+            rows.append({**stages, "other": latency_ms - sum(stages.values())})
+    return rows
 
 
 def _device_times(backend: Backend, decode: Callable[[], float]) -> dict[str, float] | None:

@@ -12,14 +12,11 @@ import re
 from numbers import Real
 from typing import Any
 
-import numpy as np
-
 from percoedge.errors import UsageError
 
 __all__ = ["expect_flag", "expect_int", "expect_number", "expect_size", "expect_text", "shown"]
 
 _SHOWN_CHARACTERS = 60
-_BOOLS = (bool, np.bool_)  # the latter had an index in older numpy
 
 
 def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -28,7 +25,7 @@ def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     Raises UsageError for anything else, a bool among them.
     """
     try:
-        number = low - 1 if isinstance(value, _BOOLS) else operator.index(value)
+        number = low - 1 if _is_bool(value) else operator.index(value)
     except TypeError:
         number = low - 1
     if number < low or (high is not None and number > high):
@@ -40,7 +37,7 @@ def expect_int(name: str, value: Any, low: int, high: int | None = None) -> int:
 def expect_number(name: str, value: Any, low: float, high: float) -> float:
     """Return a real number of ``low`` to ``high`` as float. Raises UsageError for anything else."""
     number = math.nan
-    if isinstance(value, Real) and not isinstance(value, _BOOLS):
+    if isinstance(value, Real) and not _is_bool(value):
         with contextlib.suppress(OverflowError):  # an integer beyond all floats
             number = float(value)
     if not low <= number <= high:  # which NaN is not
@@ -50,7 +47,7 @@ def expect_number(name: str, value: Any, low: float, high: float) -> float:
 
 def expect_flag(name: str, value: Any) -> bool:
     """Return a bool, numpy's too. Raises UsageError for anything else, 0 and 1 among them."""
-    if type(value).__name__ not in ("bool", "bool_"):  # numpy 1 and 2 name it differently
+    if not _is_bool(value):
         raise UsageError(f"expected {name} to be True or False, got {shown(value)}")
     return bool(value)
 
@@ -83,3 +80,8 @@ def shown(value: object) -> str:
     if value is None or len(text) > _SHOWN_CHARACTERS or text.startswith("<"):
         return "None" if value is None else f"an object of type {kind}"
     return f"{text} ({kind})"
+
+
+def _is_bool(value: Any) -> bool:
+    """Whether it is a bool, or numpy's, which numpy 1 and 2 name differently."""
+    return type(value).__name__ in ("bool", "bool_")
